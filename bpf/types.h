@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Keys, values and numbers shared with user space. bpf2go turns them into Go
+ * types; package loader is their only reader there. Padding is explicit and
+ * always zero: the kernel hashes every byte of a key.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+/* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d. */
+struct addr {
+	__be32 word[4];
+};
+
+/* One end-to-end flow as one side of the rewrite sees it. "self" is this
+ * router's end: local (what conntrack knows) or public (what the wire sees).
+ * ICMP echo has its identifier in self_port and 0 in remote_port.
+ */
+struct flow_key {
+	__u32 slot; /* the interface's key space, see struct iface */
+	__u8 proto;
+	__u8 pad[3];
+	struct addr self;
+	struct addr remote;
+	__be16 self_port;
+	__be16 remote_port;
+};
+
+/* Set in both directions' values of a mapping. */
+enum mapping_flags {
+	MAPPING_NATIVE = 1 << 0, /* conntrack itself knows the public end: nothing is rewritten */
+	MAPPING_ACKED = 1 << 1, /* the peer has it */
+};
+
+/* by_local: local end -> public end. Egress looks here. */
+struct public_end {
+	struct addr addr;
+	__be16 port;
+	__u8 flags;
+	__u8 pad;
+	__u32 pin;
+	__u64 last_out_ns; /* bpf_ktime_get_coarse_ns of the last packet out: it revives a dying mapping */
+};
+
+/* by_public: public end -> local end. Ingress looks here. It is the flow's
+ * identity: whoever inserts it owns the public end.
+ */
+struct local_end {
+	struct addr addr;
+	__be16 port;
+	__u8 flags;
+	__u8 pad;
+	__u32 pin;
+	__u64 born_ns;
+	__u64 last_in_ns;
+};
+
+/* unpinned: the masqueraded flows that keep the router's own address for as
+ * long as they live, keyed by their local end.
+ */
+struct unpinned_flow {
+	__u64 conntrack; /* which entry; 0 = from a dump, the first packet fills it in */
+	__u32 pin;
+	__u32 reason; /* enum pin_counter */
+};
+
+/* ifaces, by ifindex. */
+struct iface {
+	__u32 slot; /* 0: only VRRP is watched */
+	__u8 has_l2; /* frames begin with an Ethernet header */
+	__u8 pad[3];
+};
+
+/* vips and uniques. */
+struct slot_addr {
+	__u32 slot;
+	struct addr addr;
+};
+
+/* vips: whose it is, and its place in the configuration's list. */
+struct vip {
+	__u32 pin;
+	__u32 order;
+};
+
+/* sources: which pin an inside host belongs to (longest prefix). */
+struct source_key {
+	__u32 prefix_len; /* of slot and addr together: 32 + 0..128 */
+	__u32 slot;
+	struct addr addr;
+};
+
+/* vrids: adverts of a VRID on an interface renew a group's lease. */
+struct vrid_key {
+	__u32 ifindex;
+	__u32 vrid;
+};
+
+enum pin_flags {
+	PIN_USED = 1 << 0,
+	PIN_ENABLED = 1 << 1,
+	PIN_TOGGLED = 1 << 2, /* enabled or disabled by a toggle, not by the configuration */
+	PIN_RETIRED = 1 << 3, /* left the configuration while mappings lived */
+};
+
+/* pins, by number from 1. Everything that "pin ls" shows without a daemon. */
+struct pin {
+	__u32 slot;
+	__u32 group;
+	__u32 ifindex; /* 0: the interface is absent */
+	__u32 flags; /* enum pin_flags */
+	__u16 vlan_outer;
+	__u16 vlan_inner;
+	__u32 pad;
+	struct addr vip4; /* all zero: none */
+	struct addr vip6;
+	__u8 name[32];
+	__u8 interface[16];
+};
+
+/* roles, by pin number. */
+struct role {
+	__u32 role; /* policy.Role */
+	__u32 fixed; /* "load --master": needs no lease */
+};
+
+/* groups, by number from 1. */
+struct group {
+	__u8 name[64];
+};
+
+/* own_adverts, by group number; written by the egress program alone. */
+struct own_advert {
+	__u64 last_ns; /* 0: none, or the last one resigned (priority 0) */
+	__u64 interval_ns; /* as advertised */
+};
+
+/* settings[0] */
+struct settings {
+	__u64 lease_ns; /* how old the daemon's heartbeat may be */
+	__u32 tag_mark; /* put on adverts: mark = (mark & ~mask) | tag_mark */
+	__u32 tag_mask;
+	__u32 tag_priority;
+	__u32 pad;
+};
+
+/* pin_counters: packets, by pin number * PIN_COUNTERS + enum. */
+enum pin_counter {
+	PIN_PINNED, /* left with the VIP in place of the unique address */
+	PIN_RETURNED, /* came to the VIP and was sent on to the local end */
+	PIN_CREATED, /* mappings made */
+	PIN_VIP_WHILE_BACKUP, /* left with the VIP although we are not MASTER */
+	PIN_FOREIGN, /* left from the public end of a mapping without being its flow */
+	PIN_CLASH, /* mappings whose port could not be kept */
+	/* Left with the unique address because: */
+	PIN_OFF, /* the pin is switched off */
+	PIN_BACKUP, /* we are not MASTER */
+	PIN_STALE_ROLE, /* we were MASTER, but nobody has confirmed it lately */
+	PIN_BORN_BEFORE, /* the flow is older than the pin */
+	PIN_NO_VIP, /* the pin has no VIP of this family */
+	PIN_SOURCE, /* no pin takes this inside host (counted on pin 0) */
+	PIN_HELPER, /* a conntrack helper, or a child it expected */
+	PIN_FULL, /* a map is full */
+	PIN_NO_PORT, /* no free port on the VIP within the tries */
+	PIN_NO_CONNTRACK, /* the packet carries no conntrack entry */
+	PIN_FRAGMENT, /* a fragment */
+	PIN_ERROR, /* the packet could not be rewritten and left as it was */
+	PIN_COUNTERS,
+};
+
+/* Why an advert is not to be believed; policy.AdvertReason. */
+enum advert_reason {
+	ADVERT_VALID,
+	ADVERT_SHORT,
+	ADVERT_VERSION,
+	ADVERT_TYPE,
+	ADVERT_TTL,
+	ADVERT_AUTH,
+	ADVERT_CHECKSUM,
+	ADVERT_FRAGMENT,
+	ADVERT_REASONS,
+};
+
+/* vrrp_counters: packets, by enum. */
+enum vrrp_counter {
+	VRRP_INVALID, /* + enum advert_reason; [0] counts the valid ones */
+	VRRP_RING_FULL = ADVERT_REASONS, /* user space did not read fast enough */
+	VRRP_COUNTERS,
+};
+
+#define ADVERT_MAX 1536 /* octets of a VRRP packet looked at: more than an Ethernet frame holds */
+
+/* adverts (ring buffer): this header, then len octets of the VRRP packet. */
+struct advert {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u16 vlan_outer; /* tags still in the frame */
+	__u16 vlan_inner;
+	struct addr src;
+	struct addr dst;
+	__u8 src_mac[6];
+	__u8 out; /* 0: heard, 1: sent */
+	__u8 ttl;
+	__u8 ah;
+	__u8 reason; /* enum advert_reason */
+	__u16 len;
+};
+
+struct advert_scratch {
+	struct advert head;
+	__u8 payload[ADVERT_MAX];
+};

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Role is what a router is for a VIP or a group of them.
+type Role uint8
+
+// The roles, as RFC 9568 section 6.3 and keepalived name them. RoleFault
+// stands for RFC 9568's Initialize and keepalived's FAULT and STOP. The
+// numbers are those of the BPF maps.
+const (
+	RoleFault  Role = 0
+	RoleBackup Role = 1
+	RoleMaster Role = 2
+)
+
+func (r Role) String() string {
+	switch r {
+	case RoleFault:
+		return "FAULT"
+	case RoleBackup:
+		return "BACKUP"
+	case RoleMaster:
+		return "MASTER"
+	}
+	return fmt.Sprintf("Role(%d)", uint8(r))
+}
+
+// MarshalText writes the role as keepalived does: MASTER, BACKUP or FAULT.
+func (r Role) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (r *Role) UnmarshalText(text []byte) error {
+	for _, known := range []Role{RoleFault, RoleBackup, RoleMaster} {
+		if string(text) == known.String() {
+			*r = known
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown role %q (one of MASTER, BACKUP, FAULT)", text)
+}
+
+// EnabledBy says whose word decides whether a pin is on.
+type EnabledBy uint8
+
+// A toggle beats the configuration until it is reset.
+const (
+	EnabledByConfig EnabledBy = 0
+	EnabledByToggle EnabledBy = 1
+)
+
+func (e EnabledBy) String() string {
+	if e == EnabledByToggle {
+		return "toggle"
+	}
+	return "config"
+}
+
+// MarshalText writes "config" or "toggle".
+func (e EnabledBy) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (e *EnabledBy) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "config":
+		*e = EnabledByConfig
+	case "toggle":
+		*e = EnabledByToggle
+	default:
+		return fmt.Errorf("unknown word %q (config or toggle)", text)
+	}
+	return nil
+}
+
+// Observed is what the kernel says of its interfaces at one moment.
+type Observed struct {
+	Links []Link
+}
+
+// Link is one network interface of this router.
+type Link struct {
+	Index  int
+	Name   string
+	Kind   string // "vlan", "macvlan", "veth", "device", …
+	Parent int    // ifindex of the lower device of a VLAN or macvlan, else 0
+	VLAN   VLAN   // tags between this interface and the wire
+	Up     bool   // administratively up and with a carrier
+	HasL2  bool   // frames begin with an Ethernet header
+	Addrs  []Addr
+}
+
+// Addr is one address on a link.
+type Addr struct {
+	Prefix     netip.Prefix // address and prefix length, unmasked
+	Deprecated bool         // IPv6: never chosen as a source (keepalived's /128 VIPs)
+}
+
+// Plan is the whole state the dataplane must have. Numbers (pin, slot, group)
+// index BPF maps and stay the same for as long as the thing they name exists,
+// over reloads and restarts.
+type Plan struct {
+	Interfaces []PlanInterface
+	Pins       []PlanPin
+	Groups     []PlanGroup
+	Warnings   []string // each names the thing and the way out
+}
+
+// PlanInterface is an interface that carries the programs: one with a pin, or
+// one where only VRRP is watched (Slot 0).
+type PlanInterface struct {
+	Index   int
+	Name    string
+	Slot    uint32       // key space of its mappings; 0 = watched only
+	HasL2   bool         // frames begin with an Ethernet header
+	Uniques []netip.Addr // addresses the router itself owns here: what masquerade may choose
+	VIPs    []netip.Addr // every VIP of the pins here, link-local ones too
+	Sources []PlanSource // which inside prefix belongs to which pin; the longest prefix decides
+	VRIDs   []PlanVRID   // whose adverts renew which group's lease
+}
+
+// PlanSource says that flows from an inside prefix belong to a pin. First
+// match wins in the configuration; here that is already worked out, so that
+// the longest prefix gives the same answer.
+type PlanSource struct {
+	Prefix netip.Prefix
+	Pin    uint32
+}
+
+// PlanVRID says that adverts of a VRID on an interface speak for a group.
+type PlanVRID struct {
+	VRID  uint8
+	Group uint32
+}
+
+// PlanPin is one pin. A retired pin is one that left the configuration while
+// mappings of it lived: it makes no new ones and is not shown.
+type PlanPin struct {
+	ID        uint32
+	Slot      uint32
+	Group     uint32
+	VLAN      VLAN
+	Name      string
+	Interface string // name, also while the interface is absent
+	Ifindex   int    // 0 while the interface is absent
+	VIP4      netip.Addr // source for IPv4, or the zero Addr
+	VIP6      netip.Addr // source for IPv6, or the zero Addr
+	VIPs      []netip.Addr // all, in the order of the configuration
+	Enabled   bool
+	EnabledBy EnabledBy
+	Retired   bool
+}
+
+// PlanGroup is one group of VRRP instances that fail over together.
+type PlanGroup struct {
+	ID   uint32
+	Name string
+}
+
+// Direction tells an advert heard from one sent.
+type Direction uint8
+
+// As seen from this router.
+const (
+	In  Direction = 0
+	Out Direction = 1
+)
+
+// AdvertSeen is one VRRP packet as the dataplane saw it, valid or not.
+type AdvertSeen struct {
+	Time      time.Duration // CLOCK_MONOTONIC
+	Ifindex   int
+	Direction Direction
+	VLAN      VLAN       // tags still in the frame when it was seen
+	Src, Dst  netip.Addr // outer addresses
+	SrcMAC    [6]byte
+	TTL       uint8 // or hop limit
+	AH        bool  // the VRRP header followed an authentication header
+	Reason    AdvertReason
+	Payload   []byte // from the VRRP header on, as much as was captured
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"net/netip"
+	"time"
+)
+
+// The types below are what the showing commands print with -j and what the
+// control socket carries. Their JSON names are a contract: more may be added,
+// none renamed.
+
+// PinStatus is one row of "vippin pin ls".
+type PinStatus struct {
+	VLAN                  VLAN              `json:"vlan"`
+	Name                  string            `json:"name"`
+	Interface             string            `json:"interface"`
+	VIPs                  []netip.Addr      `json:"vips"`
+	Group                 string            `json:"group"`
+	Enabled               bool              `json:"enabled"`
+	EnabledBy             EnabledBy         `json:"enabled_by"`
+	Role                  Role              `json:"role"`
+	Flows                 uint64            `json:"flows"`
+	PacketsPinned         uint64            `json:"packets_pinned"`
+	PacketsUnpinned       uint64            `json:"packets_unpinned"`
+	UnpinnedBy            map[string]uint64 `json:"unpinned_by"`
+	PacketsVIPWhileBackup uint64            `json:"packets_vip_while_backup"`
+}
+
+// FlowStatus is one line of "vippin flows -j". Packets and Bytes are null
+// without nf_conntrack_acct.
+type FlowStatus struct {
+	VLAN    VLAN    `json:"vlan"`
+	Proto   string  `json:"proto"`
+	Client  string  `json:"client"` // inside host, "" when conntrack no longer knows it
+	Remote  string  `json:"remote"`
+	Public  string  `json:"public"`
+	Local   string  `json:"local"`
+	Origin  string  `json:"origin"`
+	Acked   bool    `json:"acked"`
+	Packets *uint64 `json:"packets"`
+	Bytes   *uint64 `json:"bytes"`
+	Age     float64 `json:"age_s"`
+	Idle    float64 `json:"idle_s"`
+}
+
+// GroupStatus is one group in "vippin status".
+type GroupStatus struct {
+	Name     string    `json:"name"`
+	Role     Role      `json:"role"`
+	Since    time.Time `json:"since"`
+	Evidence []string  `json:"evidence"` // one witness a line
+	Conflict string    `json:"conflict"` // "" while the witnesses agree
+}
+
+// PeerStatus is one peer in "vippin status".
+type PeerStatus struct {
+	Name          string     `json:"name"`
+	State         string     `json:"state"` // down, connecting, bulk, up
+	LagFlows      uint64     `json:"lag_flows"`
+	FlowsSent     uint64     `json:"flows_sent"`
+	FlowsReceived uint64     `json:"flows_received"`
+	LastBulk      *time.Time `json:"last_bulk"`
+}
+
+// Status is what "vippin status" shows.
+type Status struct {
+	Node     string        `json:"node"`
+	Version  string        `json:"version"`
+	Tier     string        `json:"tier"`
+	Uptime   float64       `json:"uptime_s"`
+	Groups   []GroupStatus `json:"groups"`
+	Pins     []PinStatus   `json:"pins"`
+	Peers    []PeerStatus  `json:"peers"`
+	Warnings []string      `json:"warnings"`
+}
+
+// VRRPStatus is one virtual router in "vippin vrrp".
+type VRRPStatus struct {
+	Interface  string            `json:"interface"`
+	VLAN       VLAN              `json:"vlan"`
+	VRID       uint8             `json:"vrid"`
+	Family     string            `json:"family"` // ipv4, ipv6
+	Version    uint8             `json:"version"`
+	Checksum   string            `json:"checksum"` // rfc, pseudo-header
+	Role       Role              `json:"role"`
+	VirtualMAC bool              `json:"virtual_mac"`
+	Routers    []RouterStatus    `json:"routers"`
+	Ignored    map[string]uint64 `json:"ignored"`
+	Conflict   string            `json:"conflict"`
+}
+
+// RouterStatus is one router that advertises a VRID.
+type RouterStatus struct {
+	Address  netip.Addr `json:"address"`
+	Priority uint8      `json:"priority"`
+	Interval float64    `json:"interval_ms"`
+	LastSeen float64    `json:"last_seen_ms"` // before now
+	Self     bool       `json:"self"`
+}
+
+// Event is one line of "vippin monitor".
+type Event struct {
+	Time   time.Time `json:"time"`
+	Kind   string    `json:"kind"` // role, conflict, pin, link, reload, warning
+	Group  string    `json:"group,omitempty"`
+	Pin    string    `json:"pin,omitempty"` // as the toggling commands name it
+	Role   *Role     `json:"role,omitempty"`
+	Detail string    `json:"detail"`
+}
+
+// DryRun is what "vippin check" shows: the plan in words, or why there is none.
+type DryRun struct {
+	OK       bool        `json:"ok"`
+	Errors   []string    `json:"errors"`
+	Warnings []string    `json:"warnings"`
+	Pins     []PinStatus `json:"pins"`
+}
