@@ -146,10 +146,10 @@ type PlanPin struct {
 	Group     uint32
 	VLAN      VLAN
 	Name      string
-	Interface string // name, also while the interface is absent
-	Ifindex   int    // 0 while the interface is absent
-	VIP4      netip.Addr // source for IPv4, or the zero Addr
-	VIP6      netip.Addr // source for IPv6, or the zero Addr
+	Interface string       // name, also while the interface is absent
+	Ifindex   int          // 0 while the interface is absent
+	VIP4      netip.Addr   // source for IPv4, or the zero Addr
+	VIP6      netip.Addr   // source for IPv6, or the zero Addr
 	VIPs      []netip.Addr // all, in the order of the configuration
 	Enabled   bool
 	EnabledBy EnabledBy
