@@ -184,3 +184,16 @@ type AdvertSeen struct {
 	Reason    AdvertReason
 	Payload   []byte // from the VRRP header on, as much as was captured
 }
+
+// Mapping is one pinned flow's NAT binding (RFC 4787 section 1.2).
+type Mapping struct {
+	Pin, Slot       uint32
+	Proto           uint8          // IP protocol number
+	Public          netip.AddrPort // VIP and port as seen on the wire; ICMP echo: the identifier as port
+	Local           netip.AddrPort // what this router's conntrack knows
+	Remote          netip.AddrPort // ICMP echo: port 0
+	Native          bool           // conntrack itself knows the public end
+	Acked           bool           // the peer has it
+	Born            time.Duration  // CLOCK_MONOTONIC
+	LastOut, LastIn time.Duration  // CLOCK_MONOTONIC, 0 = never
+}
