@@ -1,15 +1,58 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The table of contents: every program of vippin, and nothing else. */
+#include <linux/pkt_cls.h>
+
+#include "account.h"
 #include "maps.h"
+#include "parse.h"
+#include "srcpin.h"
+#include "vrrp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/* TC_ACT_UNSPEC: whatever else is attached goes on as if we were not there. */
+static __always_inline int conclude(struct verdict v)
+{
+	if (v.counter < PIN_COUNTERS)
+		count_pin(v.pin, v.counter);
+	return TC_ACT_UNSPEC;
+}
+
+/* tc egress: the last thing before the wire. */
 SEC("tc")
 int vippin_egress(struct __sk_buff *skb)
 {
-	return 0;
+	__u32 ifindex = skb->ifindex;
+	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	struct packet pkt = {};
+
+	if (!iface || parse_ip(skb, iface->has_l2, &pkt) != PARSED)
+		return TC_ACT_UNSPEC;
+	if (maybe_vrrp(&pkt)) {
+		observe_advert(skb, &pkt, iface, true);
+		return TC_ACT_UNSPEC;
+	}
+	/* A tagged frame was dealt with on its VLAN's own interface. */
+	if (!iface->slot || pkt.vlan_outer)
+		return TC_ACT_UNSPEC;
+	return conclude(pin_egress(skb, &pkt, iface->slot));
 }
+
+/* tc ingress: the first thing after the wire, before conntrack. */
 SEC("tc")
 int vippin_ingress(struct __sk_buff *skb)
 {
-	return 0;
+	__u32 ifindex = skb->ifindex;
+	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	struct packet pkt = {};
+
+	if (!iface || parse_ip(skb, iface->has_l2, &pkt) != PARSED)
+		return TC_ACT_UNSPEC;
+	if (maybe_vrrp(&pkt)) {
+		observe_advert(skb, &pkt, iface, false);
+		return TC_ACT_UNSPEC;
+	}
+	if (!iface->slot || pkt.vlan_outer)
+		return TC_ACT_UNSPEC;
+	return conclude(pin_ingress(skb, &pkt, iface->slot));
 }

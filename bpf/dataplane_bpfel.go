@@ -13,31 +13,47 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type DataplaneAdvertScratch struct {
-	_    structs.HostLayout
-	Head struct {
-		_         structs.HostLayout
-		TimeNs    uint64
-		Ifindex   uint32
-		VlanOuter uint16
-		VlanInner uint16
-		Src       struct {
-			_    structs.HostLayout
-			Word [4]uint32
-		}
-		Dst struct {
-			_    structs.HostLayout
-			Word [4]uint32
-		}
-		SrcMac [6]uint8
-		Out    uint8
-		Ttl    uint8
-		Ah     uint8
-		Reason uint8
-		Len    uint16
-		_      [4]byte
+type DataplaneAdvert struct {
+	_         structs.HostLayout
+	TimeNs    uint64
+	Ifindex   uint32
+	VlanOuter uint16
+	VlanInner uint16
+	Src       struct {
+		_    structs.HostLayout
+		Word [4]uint32
 	}
-	Payload [1536]uint8
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	SrcMac [6]uint8
+	Out    uint8
+	Ttl    uint8
+	Ah     uint8
+	Reason DataplaneAdvertReason
+	Len    uint16
+	_      [4]byte
+}
+
+type DataplaneAdvertReason uint8
+
+const (
+	DataplaneAdvertReasonADVERT_VALID    DataplaneAdvertReason = 0
+	DataplaneAdvertReasonADVERT_SHORT    DataplaneAdvertReason = 1
+	DataplaneAdvertReasonADVERT_VERSION  DataplaneAdvertReason = 2
+	DataplaneAdvertReasonADVERT_TYPE     DataplaneAdvertReason = 3
+	DataplaneAdvertReasonADVERT_TTL      DataplaneAdvertReason = 4
+	DataplaneAdvertReasonADVERT_AUTH     DataplaneAdvertReason = 5
+	DataplaneAdvertReasonADVERT_CHECKSUM DataplaneAdvertReason = 6
+	DataplaneAdvertReasonADVERT_FRAGMENT DataplaneAdvertReason = 7
+	DataplaneAdvertReasonADVERT_REASONS  DataplaneAdvertReason = 8
+)
+
+type DataplaneAdvertScratch struct {
+	_       structs.HostLayout
+	Head    DataplaneAdvert
+	Payload [2048]uint8
 }
 
 type DataplaneFlowKey struct {
@@ -76,12 +92,19 @@ type DataplaneLocalEnd struct {
 		Word [4]uint32
 	}
 	Port     uint16
-	Flags    uint8
+	Flags    DataplaneMappingFlags
 	Pad      uint8
 	Pin      uint32
 	BornNs   uint64
 	LastInNs uint64
 }
+
+type DataplaneMappingFlags uint8
+
+const (
+	DataplaneMappingFlagsMAPPING_NATIVE DataplaneMappingFlags = 1
+	DataplaneMappingFlagsMAPPING_ACKED  DataplaneMappingFlags = 2
+)
 
 type DataplaneOwnAdvert struct {
 	_          structs.HostLayout
@@ -94,7 +117,7 @@ type DataplanePin struct {
 	Slot      uint32
 	Group     uint32
 	Ifindex   uint32
-	Flags     uint32
+	Flags     DataplanePinFlags
 	VlanOuter uint16
 	VlanInner uint16
 	Pad       uint32
@@ -110,6 +133,39 @@ type DataplanePin struct {
 	Interface [16]uint8
 }
 
+type DataplanePinCounter uint32
+
+const (
+	DataplanePinCounterPIN_PINNED           DataplanePinCounter = 0
+	DataplanePinCounterPIN_RETURNED         DataplanePinCounter = 1
+	DataplanePinCounterPIN_CREATED          DataplanePinCounter = 2
+	DataplanePinCounterPIN_VIP_WHILE_BACKUP DataplanePinCounter = 3
+	DataplanePinCounterPIN_FOREIGN          DataplanePinCounter = 4
+	DataplanePinCounterPIN_CLASH            DataplanePinCounter = 5
+	DataplanePinCounterPIN_OFF              DataplanePinCounter = 6
+	DataplanePinCounterPIN_BACKUP           DataplanePinCounter = 7
+	DataplanePinCounterPIN_STALE_ROLE       DataplanePinCounter = 8
+	DataplanePinCounterPIN_BORN_BEFORE      DataplanePinCounter = 9
+	DataplanePinCounterPIN_NO_VIP           DataplanePinCounter = 10
+	DataplanePinCounterPIN_SOURCE           DataplanePinCounter = 11
+	DataplanePinCounterPIN_HELPER           DataplanePinCounter = 12
+	DataplanePinCounterPIN_FULL             DataplanePinCounter = 13
+	DataplanePinCounterPIN_NO_PORT          DataplanePinCounter = 14
+	DataplanePinCounterPIN_NO_CONNTRACK     DataplanePinCounter = 15
+	DataplanePinCounterPIN_FRAGMENT         DataplanePinCounter = 16
+	DataplanePinCounterPIN_ERROR            DataplanePinCounter = 17
+	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 18
+)
+
+type DataplanePinFlags uint32
+
+const (
+	DataplanePinFlagsPIN_USED    DataplanePinFlags = 1
+	DataplanePinFlagsPIN_ENABLED DataplanePinFlags = 2
+	DataplanePinFlagsPIN_TOGGLED DataplanePinFlags = 4
+	DataplanePinFlagsPIN_RETIRED DataplanePinFlags = 8
+)
+
 type DataplanePublicEnd struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -117,7 +173,7 @@ type DataplanePublicEnd struct {
 		Word [4]uint32
 	}
 	Port      uint16
-	Flags     uint8
+	Flags     DataplaneMappingFlags
 	Pad       uint8
 	Pin       uint32
 	LastOutNs uint64
@@ -161,7 +217,7 @@ type DataplaneUnpinnedFlow struct {
 	_         structs.HostLayout
 	Conntrack uint64
 	Pin       uint32
-	Reason    uint32
+	Reason    DataplanePinCounter
 }
 
 type DataplaneVip struct {
@@ -175,6 +231,14 @@ type DataplaneVridKey struct {
 	Ifindex uint32
 	Vrid    uint32
 }
+
+type DataplaneVrrpCounter uint32
+
+const (
+	DataplaneVrrpCounterVRRP_INVALID   DataplaneVrrpCounter = 0
+	DataplaneVrrpCounterVRRP_RING_FULL DataplaneVrrpCounter = 8
+	DataplaneVrrpCounterVRRP_COUNTERS  DataplaneVrrpCounter = 9
+)
 
 // Names of all BPF objects in the ELF.
 //

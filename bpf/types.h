@@ -26,17 +26,41 @@ struct flow_key {
 	__be16 remote_port;
 };
 
+/* pin_counters: packets, by pin number * PIN_COUNTERS + enum. */
+enum pin_counter {
+	PIN_PINNED, /* left with the VIP in place of the unique address */
+	PIN_RETURNED, /* came to the VIP and was sent on to the local end */
+	PIN_CREATED, /* mappings made */
+	PIN_VIP_WHILE_BACKUP, /* left with the VIP although we are not MASTER */
+	PIN_FOREIGN, /* left from the public end of a mapping without being its flow */
+	PIN_CLASH, /* mappings whose port could not be kept */
+	/* Left with the unique address because: */
+	PIN_OFF, /* the pin is switched off */
+	PIN_BACKUP, /* we are not MASTER */
+	PIN_STALE_ROLE, /* we were MASTER, but nobody has confirmed it lately */
+	PIN_BORN_BEFORE, /* the flow is older than the pin */
+	PIN_NO_VIP, /* the pin has no VIP of this family */
+	PIN_SOURCE, /* no pin takes this inside host (counted on pin 0) */
+	PIN_HELPER, /* a conntrack helper, or a child it expected */
+	PIN_FULL, /* a map is full */
+	PIN_NO_PORT, /* no free port on the VIP within the tries */
+	PIN_NO_CONNTRACK, /* the packet carries no conntrack entry */
+	PIN_FRAGMENT, /* a fragment */
+	PIN_ERROR, /* the packet could not be rewritten and left as it was */
+	PIN_COUNTERS,
+};
+
 /* Set in both directions' values of a mapping. */
 enum mapping_flags {
 	MAPPING_NATIVE = 1 << 0, /* conntrack itself knows the public end: nothing is rewritten */
 	MAPPING_ACKED = 1 << 1, /* the peer has it */
-};
+} __attribute__((packed));
 
 /* by_local: local end -> public end. Egress looks here. */
 struct public_end {
 	struct addr addr;
 	__be16 port;
-	__u8 flags;
+	enum mapping_flags flags;
 	__u8 pad;
 	__u32 pin;
 	__u64 last_out_ns; /* bpf_ktime_get_coarse_ns of the last packet out: it revives a dying mapping */
@@ -48,7 +72,7 @@ struct public_end {
 struct local_end {
 	struct addr addr;
 	__be16 port;
-	__u8 flags;
+	enum mapping_flags flags;
 	__u8 pad;
 	__u32 pin;
 	__u64 born_ns;
@@ -61,7 +85,7 @@ struct local_end {
 struct unpinned_flow {
 	__u64 conntrack; /* which entry; 0 = from a dump, the first packet fills it in */
 	__u32 pin;
-	__u32 reason; /* enum pin_counter */
+	enum pin_counter reason;
 };
 
 /* ifaces, by ifindex. */
@@ -108,7 +132,7 @@ struct pin {
 	__u32 slot;
 	__u32 group;
 	__u32 ifindex; /* 0: the interface is absent */
-	__u32 flags; /* enum pin_flags */
+	enum pin_flags flags;
 	__u16 vlan_outer;
 	__u16 vlan_inner;
 	__u32 pad;
@@ -144,30 +168,6 @@ struct settings {
 	__u32 pad;
 };
 
-/* pin_counters: packets, by pin number * PIN_COUNTERS + enum. */
-enum pin_counter {
-	PIN_PINNED, /* left with the VIP in place of the unique address */
-	PIN_RETURNED, /* came to the VIP and was sent on to the local end */
-	PIN_CREATED, /* mappings made */
-	PIN_VIP_WHILE_BACKUP, /* left with the VIP although we are not MASTER */
-	PIN_FOREIGN, /* left from the public end of a mapping without being its flow */
-	PIN_CLASH, /* mappings whose port could not be kept */
-	/* Left with the unique address because: */
-	PIN_OFF, /* the pin is switched off */
-	PIN_BACKUP, /* we are not MASTER */
-	PIN_STALE_ROLE, /* we were MASTER, but nobody has confirmed it lately */
-	PIN_BORN_BEFORE, /* the flow is older than the pin */
-	PIN_NO_VIP, /* the pin has no VIP of this family */
-	PIN_SOURCE, /* no pin takes this inside host (counted on pin 0) */
-	PIN_HELPER, /* a conntrack helper, or a child it expected */
-	PIN_FULL, /* a map is full */
-	PIN_NO_PORT, /* no free port on the VIP within the tries */
-	PIN_NO_CONNTRACK, /* the packet carries no conntrack entry */
-	PIN_FRAGMENT, /* a fragment */
-	PIN_ERROR, /* the packet could not be rewritten and left as it was */
-	PIN_COUNTERS,
-};
-
 /* Why an advert is not to be believed; policy.AdvertReason. */
 enum advert_reason {
 	ADVERT_VALID,
@@ -179,7 +179,7 @@ enum advert_reason {
 	ADVERT_CHECKSUM,
 	ADVERT_FRAGMENT,
 	ADVERT_REASONS,
-};
+} __attribute__((packed));
 
 /* vrrp_counters: packets, by enum. */
 enum vrrp_counter {
@@ -188,7 +188,8 @@ enum vrrp_counter {
 	VRRP_COUNTERS,
 };
 
-#define ADVERT_MAX 1536 /* octets of a VRRP packet looked at: more than an Ethernet frame holds */
+#define ADVERT_MAX                                                                                           \
+	2048 /* octets of a VRRP packet looked at (a power of two): more than an Ethernet frame holds */
 
 /* adverts (ring buffer): this header, then len octets of the VRRP packet. */
 struct advert {
@@ -202,7 +203,7 @@ struct advert {
 	__u8 out; /* 0: heard, 1: sent */
 	__u8 ttl;
 	__u8 ah;
-	__u8 reason; /* enum advert_reason */
+	enum advert_reason reason;
 	__u16 len;
 };
 

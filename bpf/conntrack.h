@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What conntrack knows of a packet: read from the entry that the skb carries,
+ * for every protocol and without a look-up. Structures name only what is read;
+ * CO-RE finds the offsets of the running kernel.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <stdbool.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+
+#define CTINFO_MASK 7UL
+#define CTINFO_IS_REPLY 3 /* from here on the packet goes against the flow's first one */
+#define IPS_EXPECTED (1 << 0)
+#define IPS_SRC_NAT (1 << 4)
+#define IPS_HELPER (1 << 13)
+#define CURRENT_NETNS (-1)
+#define TUPLE_ORIGINAL 0
+#define TUPLE_REPLY 1
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct sk_buff {
+	unsigned long _nfct;
+};
+
+union nf_inet_addr {
+	__u32 all[4];
+	__be32 ip;
+};
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+};
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+	} dst;
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+};
+
+struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	unsigned long status;
+};
+
+#pragma clang attribute pop
+
+struct bpf_ct_opts {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+
+struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
+				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
+void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
+
+/* The flow a packet belongs to. */
+struct conntrack {
+	__u64 id; /* tells one entry from the next on the same tuple */
+	unsigned long status;
+	bool reply; /* direction of this packet */
+	struct addr client; /* source of the original direction: the inside host */
+	struct addr translated; /* destination of the reply direction: what masquerade chose */
+};
+
+static __always_inline struct addr addr_from_conntrack(const union nf_inet_addr *a, bool ipv6)
+{
+	if (ipv6)
+		return (struct addr){{a->all[0], a->all[1], a->all[2], a->all[3]}};
+	return addr_from_v4(a->all[0]);
+}
+
+/* False: the packet carries no conntrack entry (untracked, or none at all). */
+static __always_inline bool read_conntrack(struct __sk_buff *skb, bool ipv6, struct conntrack *ct)
+{
+	unsigned long nfct = 0;
+	union nf_inet_addr a = {};
+	struct nf_conn *entry;
+
+	/* The context of a tc program is the sk_buff itself. */
+	bpf_probe_read_kernel(&nfct, sizeof(nfct),
+			      (void *)skb + bpf_core_field_offset(struct sk_buff, _nfct));
+	entry = (struct nf_conn *)(nfct & ~CTINFO_MASK);
+	if (!entry)
+		return false;
+	ct->id = (__u64)entry;
+	ct->reply = (nfct & CTINFO_MASK) >= CTINFO_IS_REPLY;
+	ct->status = BPF_CORE_READ(entry, status);
+	if (BPF_CORE_READ_INTO(&a, entry, tuplehash[TUPLE_ORIGINAL].tuple.src.u3))
+		return false;
+	ct->client = addr_from_conntrack(&a, ipv6);
+	if (BPF_CORE_READ_INTO(&a, entry, tuplehash[TUPLE_REPLY].tuple.dst.u3))
+		return false;
+	ct->translated = addr_from_conntrack(&a, ipv6);
+	return true;
+}
+
+/* Does conntrack already hold a flow that a packet from remote to this public
+ * end would belong to: a service of the router, the user's own SNAT to the VIP?
+ * The kernel answers for TCP and UDP only.
+ */
+static __always_inline bool conntrack_holds(struct __sk_buff *skb, bool ipv6, const struct flow_key *key)
+{
+	struct bpf_ct_opts opts = {.netns_id = CURRENT_NETNS, .l4proto = key->proto};
+	struct bpf_sock_tuple tuple = {};
+	struct nf_conn *found;
+
+	if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP)
+		return false;
+	if (ipv6) {
+		__builtin_memcpy(tuple.ipv6.saddr, &key->remote, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, &key->self, 16);
+		tuple.ipv6.sport = key->remote_port;
+		tuple.ipv6.dport = key->self_port;
+	} else {
+		tuple.ipv4.saddr = key->remote.word[3];
+		tuple.ipv4.daddr = key->self.word[3];
+		tuple.ipv4.sport = key->remote_port;
+		tuple.ipv4.dport = key->self_port;
+	}
+	found = bpf_skb_ct_lookup(skb, &tuple, ipv6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), &opts,
+				  sizeof(opts));
+	if (!found)
+		return false;
+	bpf_ct_release(found);
+	return true;
+}

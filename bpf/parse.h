@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* From a frame to struct packet: tags, addresses, protocol, ports. Nothing here
+ * decides what becomes of the packet.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <stdbool.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "types.h"
+
+#define IPPROTO_VRRP 112
+#define IP_FRAGMENT 0x3fff /* more-fragments and offset */
+#define MAX_TAGS 2
+#define MAX_EXTENSIONS 8 /* IPv6 extension headers followed; a longer chain is left alone */
+
+#define ICMP_ECHOREPLY 0
+#define ICMP_ECHO 8
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
+
+struct packet {
+	__u32 l3_off; /* from skb->data */
+	__u32 l4_off;
+	__u32 l4_len; /* octets from l4_off on, by the IP header's word */
+	bool ipv6;
+	bool fragment; /* first or later */
+	__u8 proto; /* what stands at l4_off */
+	__u8 ttl;
+	__u8 icmp_type;
+	__u16 vlan_outer; /* tags still in the frame, 0 = none */
+	__u16 vlan_inner;
+	struct addr src;
+	struct addr dst;
+	__be16 sport; /* ICMP echo: the identifier stands in the port of whoever asks */
+	__be16 dport;
+};
+
+enum parse_result {
+	PARSED, /* an IP packet */
+	NOT_IP, /* something else, or cut short: none of our business */
+};
+
+static __always_inline struct addr addr_from_v4(__be32 ip)
+{
+	return (struct addr){{0, 0, bpf_htonl(0xffff), ip}};
+}
+
+static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+	       a->word[3] == b->word[3];
+}
+
+static __always_inline bool addr_is_zero(const struct addr *a)
+{
+	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+}
+
+/* A priority tag (VLAN 0) counts as none. */
+static __always_inline void note_tag(struct packet *pkt, __u16 tci)
+{
+	if (!pkt->vlan_outer)
+		pkt->vlan_outer = tci & 0xfff;
+	else if (!pkt->vlan_inner)
+		pkt->vlan_inner = tci & 0xfff;
+}
+
+/* Steps over the tags in the frame; the outermost may stand in the skb instead.
+ * Returns the ethertype behind them, or 0 when the frame is cut short.
+ */
+static __always_inline __be16 parse_tags(struct __sk_buff *skb, bool has_l2, struct packet *pkt)
+{
+	__be16 proto = skb->protocol;
+
+	pkt->l3_off = has_l2 ? ETH_HLEN : 0;
+	if (skb->vlan_present)
+		note_tag(pkt, skb->vlan_tci);
+	for (int i = 0; i < MAX_TAGS; i++) {
+		struct {
+			__be16 tci;
+			__be16 proto;
+		} tag;
+
+		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
+			break;
+		if (bpf_skb_load_bytes(skb, pkt->l3_off, &tag, sizeof(tag)))
+			return 0;
+		note_tag(pkt, bpf_ntohs(tag.tci));
+		proto = tag.proto;
+		pkt->l3_off += sizeof(tag);
+	}
+	return proto;
+}
+
+static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, struct packet *pkt)
+{
+	struct iphdr ip;
+	__u32 header, total;
+
+	if (bpf_skb_load_bytes(skb, pkt->l3_off, &ip, sizeof(ip)))
+		return NOT_IP;
+	header = ip.ihl * 4;
+	total = bpf_ntohs(ip.tot_len);
+	if (ip.version != 4 || header < sizeof(ip))
+		return NOT_IP;
+	/* A GSO packet of more than 64 KiB has total length 0. */
+	pkt->l4_len = total > header ? total - header : 0;
+	pkt->l4_off = pkt->l3_off + header;
+	pkt->ipv6 = false;
+	pkt->fragment = ip.frag_off & bpf_htons(IP_FRAGMENT);
+	pkt->proto = ip.protocol;
+	pkt->ttl = ip.ttl;
+	pkt->src = addr_from_v4(ip.saddr);
+	pkt->dst = addr_from_v4(ip.daddr);
+	return PARSED;
+}
+
+static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, struct packet *pkt)
+{
+	struct ipv6hdr ip;
+	__u32 skipped = 0;
+
+	if (bpf_skb_load_bytes(skb, pkt->l3_off, &ip, sizeof(ip)) || ip.version != 6)
+		return NOT_IP;
+	pkt->ipv6 = true;
+	pkt->fragment = false;
+	pkt->proto = ip.nexthdr;
+	pkt->ttl = ip.hop_limit;
+	__builtin_memcpy(&pkt->src, &ip.saddr, sizeof(pkt->src));
+	__builtin_memcpy(&pkt->dst, &ip.daddr, sizeof(pkt->dst));
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		struct {
+			__u8 next;
+			__u8 len;
+			__be16 offset; /* of a fragment header */
+		} ext;
+		__u32 size;
+
+		if (pkt->proto != IPPROTO_HOPOPTS && pkt->proto != IPPROTO_ROUTING &&
+		    pkt->proto != IPPROTO_DSTOPTS && pkt->proto != IPPROTO_FRAGMENT)
+			break;
+		if (bpf_skb_load_bytes(skb, pkt->l3_off + sizeof(ip) + skipped, &ext, sizeof(ext)))
+			return NOT_IP;
+		size = (ext.len + 1) * 8;
+		if (pkt->proto == IPPROTO_FRAGMENT) {
+			size = 8;
+			/* An atomic fragment (RFC 6946) is whole. */
+			if (ext.offset & bpf_htons(0xfff9))
+				pkt->fragment = true;
+		}
+		pkt->proto = ext.next;
+		skipped += size;
+	}
+	pkt->l4_off = pkt->l3_off + sizeof(ip) + skipped;
+	pkt->l4_len = bpf_ntohs(ip.payload_len);
+	pkt->l4_len = pkt->l4_len > skipped ? pkt->l4_len - skipped : 0;
+	return PARSED;
+}
+
+static __always_inline enum parse_result parse_ip(struct __sk_buff *skb, bool has_l2, struct packet *pkt)
+{
+	__be16 proto = parse_tags(skb, has_l2, pkt);
+
+	if (proto == bpf_htons(ETH_P_IP))
+		return parse_ipv4(skb, pkt);
+	if (proto == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(skb, pkt);
+	return NOT_IP;
+}
+
+static __always_inline bool is_echo_request(const struct packet *pkt)
+{
+	return pkt->ipv6 ? pkt->proto == IPPROTO_ICMPV6 && pkt->icmp_type == ICMPV6_ECHO_REQUEST
+			 : pkt->proto == IPPROTO_ICMP && pkt->icmp_type == ICMP_ECHO;
+}
+
+static __always_inline bool is_echo_reply(const struct packet *pkt)
+{
+	return pkt->ipv6 ? pkt->proto == IPPROTO_ICMPV6 && pkt->icmp_type == ICMPV6_ECHO_REPLY
+			 : pkt->proto == IPPROTO_ICMP && pkt->icmp_type == ICMP_ECHOREPLY;
+}
+
+/* Reads the ports, or the identifier of an ICMP echo. False: the packet has
+ * none that a flow could be known by (another protocol, an ICMP error, a later
+ * fragment).
+ */
+static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *pkt)
+{
+	__be16 ports[4];
+
+	switch (pkt->proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		if (bpf_skb_load_bytes(skb, pkt->l4_off, ports, 4))
+			return false;
+		pkt->sport = ports[0];
+		pkt->dport = ports[1];
+		return true;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((pkt->proto == IPPROTO_ICMPV6) != pkt->ipv6 ||
+		    bpf_skb_load_bytes(skb, pkt->l4_off, ports, 8))
+			return false;
+		pkt->icmp_type = bpf_ntohs(ports[0]) >> 8;
+		if (is_echo_request(pkt))
+			pkt->sport = ports[2];
+		else if (is_echo_reply(pkt))
+			pkt->dport = ports[2];
+		else
+			return false;
+		return true;
+	}
+	return false;
+}
