@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+
+//go:build ignore
+
 /* The table of contents: every program of vippin, and nothing else. */
 #include <linux/pkt_cls.h>
 
