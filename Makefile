@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# make build | demo | test | test-vm | generate | lint | man | clean
+# Targets that touch packets need root; each installs what it lacks.
+
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO := go
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+.PHONY: build demo test test-unit test-lab test-vm fuzz generate generate-check lint man clean
+
+build:
+	@test/setup.sh build
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vippin ./cmd/vippin
+
+# The main job on real packets, told as a story.
+demo: build
+	@test/setup.sh run
+	@VIPPIN_BIN=$(CURDIR)/bin/vippin $(GO) run ./test/demo
+
+test: build
+	@test/setup.sh build run test
+	VIPPIN_BIN=$(CURDIR)/bin/vippin $(GO) test -race -timeout 10m $(TESTFLAGS) ./...
+
+# Older kernels and real VLANs, under emulation.
+test-vm: build
+	@test/setup.sh build vm run test
+	VIPPIN_VM=1 VIPPIN_BIN=$(CURDIR)/bin/vippin $(GO) test -timeout 30m -count=1 -v ./test/vm/...
+
+# Five minutes for every fuzzer. What they find goes into testdata/fuzz.
+FUZZTIME := 5m
+fuzz:
+	test/fuzz.sh $(FUZZTIME)
+
+# The BPF objects are committed: building vippin needs no clang.
+generate:
+	@test/setup.sh build generate
+	$(GO) generate ./bpf
+
+generate-check: generate
+	@git diff --exit-code --stat -- bpf || \
+		{ echo 'the committed BPF objects are not those of the source: run make generate and commit' >&2; exit 1; }
+
+lint:
+	@test/setup.sh build lint
+	@test -z "$$(gofmt -l .)" || { echo "gofmt wants to change:"; gofmt -l .; exit 1; } >&2
+	clang-format-19 --dry-run -Werror bpf/*.c bpf/*.h
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+clean:
+	rm -rf bin
