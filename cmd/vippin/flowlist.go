@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"vippin/loader/conntrack"
+	"vippin/policy"
+)
+
+// originLocal is the origin of a flow that this router saw first.
+const originLocal = "local"
+
+// conntrackKey finds the entry of a mapping: conntrack expects its replies
+// from the remote end at the local end.
+type conntrackKey struct {
+	proto         uint8
+	local, remote netip.AddrPort // ICMP: the identifier is in local, remote has port 0
+}
+
+// conntrackFacts is what conntrack knows of a flow and the mapping does not.
+type conntrackFacts struct {
+	client         netip.AddrPort
+	packets, bytes *uint64 // of both directions; nil without nf_conntrack_acct
+}
+
+type conntrackView map[conntrackKey]conntrackFacts
+
+// dumpConntrack reads the source-translated entries of the whole table, and
+// those with the VIP in them from the start (native mappings).
+func dumpConntrack(ctx context.Context) (conntrackView, error) {
+	conn, err := conntrack.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	view := make(conntrackView)
+	filter := conntrack.Filter{Status: conntrack.SrcNAT, StatusMask: conntrack.SrcNAT}
+	return view, conn.Dump(ctx, filter, func(flow *conntrack.Flow) error {
+		view.add(flow)
+		return nil
+	})
+}
+
+func (v conntrackView) add(flow *conntrack.Flow) {
+	key := conntrackKey{proto: flow.Reply.Proto, local: flow.Reply.Destination(), remote: flow.Reply.Source()}
+	if flow.Reply.IsICMP() {
+		key.remote = netip.AddrPortFrom(key.remote.Addr(), 0)
+	}
+	facts := conntrackFacts{client: flow.Orig.Source()}
+	if orig, reply := flow.OrigCounters, flow.ReplyCounters; orig != nil && reply != nil {
+		packets, bytes := orig.Packets+reply.Packets, orig.Bytes+reply.Bytes
+		facts.packets, facts.bytes = &packets, &bytes
+	}
+	v[key] = facts
+}
+
+// flowStatus describes one mapping; now is CLOCK_MONOTONIC.
+func (v conntrackView) flowStatus(m policy.Mapping, vlan policy.VLAN, now time.Duration) policy.FlowStatus {
+	flow := policy.FlowStatus{
+		VLAN: vlan, Proto: conntrack.ProtoName(m.Proto), Origin: originLocal, Acked: m.Acked,
+		Remote: m.Remote.String(), Public: m.Public.String(), Local: m.Local.String(),
+		Age:  max(now-m.Born, 0).Seconds(),
+		Idle: max(now-max(m.Born, m.LastOut, m.LastIn), 0).Seconds(),
+	}
+	if facts, known := v[conntrackKey{m.Proto, m.Local, m.Remote}]; known {
+		flow.Client, flow.Packets, flow.Bytes = facts.client.String(), facts.packets, facts.bytes
+	}
+	return flow
+}
+
+// listFlows describes every mapping. Without conntrack's word (no right to ask
+// it, or another network namespace's) client and counters are left out.
+func listFlows(ctx context.Context, e *env, d dataplane, yield func(policy.FlowStatus) error) error {
+	plan, err := d.Planned()
+	if err != nil {
+		return fmt.Errorf("list flows: %w", err)
+	}
+	vlans := make(map[uint32]policy.VLAN, len(plan.Pins))
+	for _, pin := range plan.Pins {
+		vlans[pin.ID] = pin.VLAN
+	}
+	view, err := e.conntrack(ctx)
+	if err != nil {
+		fmt.Fprintf(e.stderr, "vippin: clients and counters are not known: %v\n", err)
+	}
+	now := e.monotonic()
+	var stopped error
+	err = d.Flows(func(m policy.Mapping) bool {
+		stopped = yield(view.flowStatus(m, vlans[m.Pin], now))
+		return stopped == nil && ctx.Err() == nil
+	})
+	if stopped != nil {
+		return stopped
+	}
+	return errors.Join(err, context.Cause(ctx))
+}

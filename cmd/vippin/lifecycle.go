@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vippin/loader"
+	"vippin/policy"
+)
+
+// dryRun is the plan of check. A broken configuration is a finding, not a
+// failure.
+func (c *cli) dryRun() (policy.DryRun, error) {
+	config, err := readConfig(c.configFile)
+	if err != nil {
+		return policy.DryRun{Errors: errorTexts(err)}, nil
+	}
+	observed, err := c.env.observe()
+	if err != nil {
+		return policy.DryRun{}, err
+	}
+	report := policy.DryRun{}
+	toggles, err := toggleStore{dir: config.StateDir}.Load()
+	if err != nil {
+		report.Warnings = append(report.Warnings, err.Error())
+	}
+	plan, err := policy.MakePlan(config, observed, policy.Plan{}, toggles)
+	if err != nil {
+		return policy.DryRun{Errors: errorTexts(err)}, nil
+	}
+	warnings := report.Warnings
+	report = planReport(plan)
+	report.Warnings = append(warnings, report.Warnings...)
+	return report, nil
+}
+
+// errorTexts lists what was joined or collected into one error.
+func errorTexts(err error) []string {
+	var many interface{ Unwrap() []error }
+	if !errors.As(err, &many) {
+		return []string{err.Error()}
+	}
+	var texts []string
+	for _, one := range many.Unwrap() {
+		texts = append(texts, errorTexts(one)...)
+	}
+	return texts
+}
+
+// planReport puts a plan into the words of check and reload.
+func planReport(plan policy.Plan) policy.DryRun {
+	groups := make(map[uint32]string, len(plan.Groups))
+	for _, group := range plan.Groups {
+		groups[group.ID] = group.Name
+	}
+	report := policy.DryRun{OK: true, Warnings: plan.Warnings}
+	for _, pin := range plan.Pins {
+		if pin.Retired {
+			continue
+		}
+		report.Pins = append(report.Pins, policy.PinStatus{
+			VLAN: pin.VLAN, Name: pin.Name, Interface: pin.Interface, VIPs: pin.VIPs, Group: groups[pin.Group],
+			Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: policy.RoleBackup,
+		})
+	}
+	return report
+}
+
+// loadPinned is "vippin load": everything that the daemon does at its start,
+// once.
+func (c *cli) loadPinned(ctx context.Context, master bool) (report policy.DryRun, tier string, err error) {
+	config, p, err := c.strictConfig()
+	if err != nil {
+		return report, "", err
+	}
+	unlock, err := lockRunDir(ctx, p.runDir, c.env.pid)
+	if err != nil {
+		return report, "", whileRunning(err, `it has loaded the dataplane already, use "vippin reload"`)
+	}
+	defer unlock()
+	toggles, togglesErr := toggleStore{dir: p.stateDir}.Load() // damaged: the configuration decides
+	observed, err := c.env.observe()
+	if err != nil {
+		return report, "", err
+	}
+	// What cannot be planned at all must not load anything.
+	if _, err := policy.MakePlan(config, observed, policy.Plan{}, toggles); err != nil {
+		return report, "", err
+	}
+	d, err := c.env.load(loader.Options{
+		BPFFS: p.bpffs, MaxFlows: config.Dataplane.MaxFlows, Log: c.env.logger(config.Log.Level),
+	})
+	if err != nil {
+		return report, "", err
+	}
+	defer d.Close()
+	plan, err := c.applyConfig(d, config, observed, toggles, master)
+	if err != nil {
+		return report, "", err
+	}
+	if _, err := d.Sweep(); err != nil {
+		return report, "", fmt.Errorf("remove the mappings of ended connections: %w", err)
+	}
+	report = planReport(plan)
+	// Apply may have found more to say, and knows the roles.
+	if report.Pins, err = d.PinStatus(); err != nil {
+		return report, "", err
+	}
+	report.Warnings = append(report.Warnings, roleWarnings(plan, master)...)
+	if togglesErr != nil {
+		report.Warnings = append(report.Warnings, togglesErr.Error())
+	}
+	return report, d.Tier(), nil
+}
+
+func (c *cli) applyConfig(d dataplane, config *policy.Config, observed policy.Observed, toggles policy.Toggles, master bool) (policy.Plan, error) {
+	previous, err := d.Planned()
+	if err != nil {
+		return policy.Plan{}, err
+	}
+	plan, err := policy.MakePlan(config, observed, previous, toggles)
+	if err != nil {
+		return plan, err
+	}
+	tag := config.VRRP.Tag
+	err = d.SetSettings(loader.Settings{
+		Lease: config.VRRP.Lease, TagMark: tag.Mark.Value, TagMask: tag.Mark.Mask, TagPriority: tag.Priority,
+	})
+	if err != nil {
+		return plan, err
+	}
+	advertised := advertisedGroups(plan)
+	for _, pin := range plan.Pins {
+		role, fixed := policy.RoleBackup, false // the programs follow this router's own adverts
+		if master && !advertised[pin.Group] {
+			role, fixed = policy.RoleMaster, true
+		}
+		if err := d.SetRole(pin.ID, role, fixed); err != nil {
+			return plan, fmt.Errorf("set role of pin %s: %w", pin.Key(), err)
+		}
+	}
+	return plan, d.Apply(plan)
+}
+
+// advertisedGroups are the groups whose role the programs can read off this
+// router's own adverts.
+func advertisedGroups(plan policy.Plan) map[uint32]bool {
+	groups := make(map[uint32]bool)
+	for _, iface := range plan.Interfaces {
+		for _, vrid := range iface.VRIDs {
+			groups[vrid.Group] = true
+		}
+	}
+	return groups
+}
+
+// roleWarnings names the pins that would never pin anything.
+func roleWarnings(plan policy.Plan, master bool) []string {
+	advertised := advertisedGroups(plan)
+	var warnings []string
+	for _, pin := range plan.Pins {
+		if pin.Retired || master || advertised[pin.Group] {
+			continue
+		}
+		warnings = append(warnings, fmt.Sprintf(
+			"pin %s has no vrid, so without a daemon nothing says that this router is MASTER: set vrid, run the daemon, or use --master",
+			pin.Key()))
+	}
+	return warnings
+}
+
+// unloadPinned is "vippin unload".
+func (c *cli) unloadPinned(ctx context.Context, force bool) error {
+	p, err := c.places()
+	if err != nil {
+		return err
+	}
+	unlock, err := lockRunDir(ctx, p.runDir, c.env.pid)
+	if err != nil {
+		return whileRunning(err, `stop it first ("systemctl stop vippin", or SIGTERM to that pid), then unload`)
+	}
+	defer unlock()
+	d, err := c.openPinned(p)
+	if errors.Is(err, errNoDaemon) {
+		return fmt.Errorf("nothing to unload: nothing is loaded below %s", p.bpffs)
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	report, err := d.Unload(force)
+	if err != nil {
+		return err
+	}
+	if report.Broken > 0 {
+		fmt.Fprintf(c.env.stderr, "vippin: %d connections could not be handed over and will break\n", report.Broken)
+	}
+	_, err = fmt.Fprintf(c.env.stdout, "unloaded; %d living connections keep the VIP (now conntrack's own)\n", report.Converted)
+	return err
+}
