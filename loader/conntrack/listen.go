@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Groups says which events a Listener gets.
+type Groups uint32
+
+// The multicast groups, NFNLGRP_CONNTRACK_*. Events exist only of entries born
+// while somebody listened, unless the sysctl nf_conntrack_events is 1.
+const (
+	News Groups = 1 << iota
+	Updates
+	Destroys
+)
+
+// EventType says what happened.
+type EventType uint8
+
+// What can happen to a Listener.
+const (
+	New     EventType = 1 + iota // an entry was made
+	Update                       // its state, mark, helper, … changed; not each timeout or counter
+	Destroy                      // it was removed
+	Overrun                      // events were lost: look at the table
+)
+
+func (t EventType) String() string {
+	switch t {
+	case New:
+		return "NEW"
+	case Update:
+		return "UPDATE"
+	case Destroy:
+		return "DESTROY"
+	case Overrun:
+		return "OVERRUN"
+	}
+	return fmt.Sprintf("EventType(%d)", uint8(t))
+}
+
+// Event is one change of the table.
+type Event struct {
+	Type EventType
+	Flow *Flow // nil for Overrun. New flows lack counters and may lack what was not there yet
+}
+
+// Listener is a subscription to conntrack events of one network namespace.
+type Listener struct{ socket *socket }
+
+// Listen subscribes in the network namespace of the calling thread. From its
+// return on, events are kept until Receive takes them.
+func Listen(groups Groups) (*Listener, error) { return listen(groups, readBuffer) }
+
+func listen(groups Groups, buffer int) (*Listener, error) {
+	s, err := dialSocket(buffer)
+	if err != nil {
+		return nil, err
+	}
+	for _, group := range []struct {
+		wanted Groups
+		number uint32
+	}{
+		{News, unix.NFNLGRP_CONNTRACK_NEW},
+		{Updates, unix.NFNLGRP_CONNTRACK_UPDATE},
+		{Destroys, unix.NFNLGRP_CONNTRACK_DESTROY},
+	} {
+		if groups&group.wanted == 0 {
+			continue
+		}
+		if err := s.conn.JoinGroup(group.number); err != nil {
+			return nil, errors.Join(fmt.Errorf("subscribe to conntrack events: %w", err), s.close())
+		}
+	}
+	return &Listener{socket: s}, nil
+}
+
+// Close ends the subscription and any Receive.
+func (l *Listener) Close() error { return l.socket.close() }
+
+// Receive hands events to handle, one at a time and in the kernel's order,
+// until ctx ends (then it returns nil), handle returns an error (which it
+// returns) or the socket breaks. When the buffer ran over it says Overrun and
+// goes on. A handle that takes long makes that likelier; it owns the Flow.
+func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error {
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	if err := l.socket.conn.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("listen to conntrack events: %w", err)
+	}
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		// Fails only on a closed socket, which ends the loop as well.
+		_ = l.socket.conn.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-woken // or it might hit the next Receive
+		}
+	}()
+	for {
+		var handled error
+		err := l.socket.receive(func(m netlink.Message) error {
+			handled = handleEvent(ctx, m, handle)
+			return handled
+		})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case handled != nil:
+			return handled
+		case errors.Is(err, unix.ENOBUFS):
+			if err := handle(Event{Type: Overrun}); err != nil {
+				return err
+			}
+		case errors.Is(err, os.ErrClosed):
+			return fmt.Errorf("listen to conntrack events: %w", os.ErrClosed)
+		case err != nil:
+			return fmt.Errorf("listen to conntrack events: %w", err)
+		}
+	}
+}
+
+func handleEvent(ctx context.Context, m netlink.Message, handle func(Event) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	event := Event{}
+	switch {
+	case m.Header.Type == msgDelete:
+		event.Type = Destroy
+	case m.Header.Type == msgNew && m.Header.Flags&(netlink.Create|netlink.Excl) != 0:
+		event.Type = New
+	case m.Header.Type == msgNew:
+		event.Type = Update
+	default:
+		return nil
+	}
+	flow, err := decodeFlow(m.Data)
+	if err != nil {
+		// What it was about is lost, as if it had not come.
+		return handle(Event{Type: Overrun})
+	}
+	event.Flow = flow
+	return handle(event)
+}
