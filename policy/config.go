@@ -190,8 +190,9 @@ type MetricsConfig struct {
 // SyncProtocols are the words that sync.protocols may contain.
 func SyncProtocols() []string { return []string{"tcp", "udp", "icmp", "icmpv6", "other"} }
 
-// defaultConfig is what an empty file would mean.
-func defaultConfig(file, hostname string) *Config {
+// DefaultConfig is what a file without a word would mean: no pins, the default
+// places. ParseConfig starts from it.
+func DefaultConfig(file, hostname string) *Config {
 	return &Config{
 		File:      file,
 		Node:      hostname,
@@ -215,6 +216,7 @@ func defaultConfig(file, hostname string) *Config {
 			StandbyTimeout: time.Hour,
 			DeleteHold:     3 * time.Second,
 			ReadyTimeout:   time.Minute,
+			ReadyFile:      "/run/vippin/ready",
 			NoRST:          10 * time.Second,
 		},
 		Metrics: MetricsConfig{Listen: netip.MustParseAddrPort("127.0.0.1:9407")},

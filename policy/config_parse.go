@@ -21,10 +21,10 @@ func ParseConfig(data []byte, file, hostname string) (*Config, error) {
 		r.fault(1, "the file has %d octets: shorten it to %d", len(data), configSizeMax)
 		return nil, r.err()
 	}
-	cfg := defaultConfig(file, hostname)
+	cfg := DefaultConfig(file, hostname)
 	if root := r.document(data); root != nil {
 		r.mapping(root, "", r.topLevel(cfg))
-		if !r.has("sync.ready_file") {
+		if !r.has("sync.ready_file") { // it follows run_dir
 			cfg.Sync.ReadyFile = path.Join(cfg.RunDir, "ready")
 		}
 		r.check(cfg)
