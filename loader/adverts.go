@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"vippin/bpf"
+	"vippin/policy"
+)
+
+// advertScratch's first part is what the ring buffer carries, followed by the
+// octets of the packet.
+const advertHeader = int(unsafe.Offsetof(bpf.DataplaneAdvertScratch{}.Payload))
+
+// Adverts hands every VRRP packet that the programs see to handle, in order,
+// until ctx ends; then it returns nil. There is one ring buffer: of several
+// readers, each would miss what the others take.
+func (d *Dataplane) Adverts(ctx context.Context, handle func(policy.AdvertSeen) error) error {
+	reader, err := ringbuf.NewReader(d.maps.Adverts)
+	if err != nil {
+		return fmt.Errorf("read adverts: %w", err)
+	}
+	defer func() { _ = reader.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = reader.Close() })
+	defer stop()
+	var record ringbuf.Record
+	for {
+		if err := reader.ReadInto(&record); err != nil {
+			if ctx.Err() != nil && errors.Is(err, os.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("read adverts: %w", err)
+		}
+		advert, err := decodeAdvert(record.RawSample)
+		if err != nil {
+			return fmt.Errorf("read adverts: %w", err)
+		}
+		if err := handle(advert); err != nil {
+			return err
+		}
+	}
+}
+
+// decodeAdvert reads one record: struct advert and the octets it announces, of
+// which fewer may be there.
+func decodeAdvert(record []byte) (policy.AdvertSeen, error) {
+	if len(record) < advertHeader {
+		return policy.AdvertSeen{}, fmt.Errorf("a record of %d octets is shorter than its header", len(record))
+	}
+	var raw bpf.DataplaneAdvertScratch
+	head := &raw.Head
+	if _, err := binary.Decode(record[:advertHeader], binary.NativeEndian, head); err != nil {
+		return policy.AdvertSeen{}, fmt.Errorf("decode a record: %w", err)
+	}
+	payload := record[advertHeader:]
+	payload = payload[:min(len(payload), int(head.Len))]
+	seen := policy.AdvertSeen{
+		Time: time.Duration(head.TimeNs), Ifindex: int(head.Ifindex),
+		VLAN: policy.VLAN{Outer: head.VlanOuter, Inner: head.VlanInner},
+		Src:  wordsAddr(head.Src.Word), Dst: wordsAddr(head.Dst.Word), SrcMAC: head.SrcMac,
+		TTL: head.Ttl, AH: head.Ah != 0, Reason: policy.AdvertReason(head.Reason),
+		Payload: bytes.Clone(payload),
+	}
+	if head.Out != 0 {
+		seen.Direction = policy.Out
+	}
+	return seen, nil
+}

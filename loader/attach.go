@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+)
+
+// The tiers of attachment, as Tier returns them.
+const (
+	tierTCX    = "tcx"
+	tierClsact = "clsact"
+)
+
+// hook is one of the two places on an interface where a program sits.
+//
+// Ours must be the ones nearest to the wire, so that other people's programs on
+// both sides see what the rest of the system sees, the local end of a flow:
+// first (head) at ingress, last (tail) at egress.
+type hook struct {
+	name     string // as in the pinned link's name
+	attach   ebpf.AttachType
+	anchor   func() link.Anchor
+	parent   uint32 // of clsact filters
+	priority int    // of clsact filters, low ones run first
+	step     int    // to the next priority, where that one is taken
+}
+
+// Ingress comes first in attaching: a flow whose packets leave rewritten must
+// find its way back.
+var (
+	ingressHook = hook{"ingress", ebpf.AttachTCXIngress, link.Head, netlink.HANDLE_MIN_INGRESS, 1, +1}
+	egressHook  = hook{"egress", ebpf.AttachTCXEgress, link.Tail, netlink.HANDLE_MIN_EGRESS, 0xffff, -1}
+	hooks       = []hook{ingressHook, egressHook}
+)
+
+func (d *Dataplane) program(h hook) *ebpf.Program {
+	if h.name == ingressHook.name {
+		return d.ingress
+	}
+	return d.egress
+}
+
+func (d *Dataplane) linkPath(ifindex int, h hook) string {
+	return filepath.Join(d.dir, linksDir, fmt.Sprintf("%d-%s", ifindex, h.name))
+}
+
+// Tier says how the programs are attached: "tcx", or "clsact" on kernels
+// without it (before Linux 6.6); "" when nothing was loaded or attached here.
+func (d *Dataplane) Tier() string {
+	entries, err := os.ReadDir(filepath.Join(d.dir, linksDir))
+	if err == nil {
+		for _, entry := range entries {
+			if !entry.IsDir() {
+				return tierTCX
+			}
+		}
+	}
+	if d.egress == nil { // only opened
+		if interfaces, err := readMap[uint32, ifaceValue](d.maps.Ifaces); err == nil && len(interfaces) > 0 {
+			return tierClsact
+		}
+		return ""
+	}
+	if d.noTCX {
+		return tierClsact
+	}
+	// No interface has this index: a kernel with tcx says so.
+	_, err = link.AttachTCX(link.TCXOptions{Interface: noInterface, Program: d.egress, Attach: egressHook.attach})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return tierClsact
+	}
+	return tierTCX
+}
+
+const noInterface = 1<<31 - 1
+
+// attach puts both programs on an interface, or leaves it as it was. What is
+// attached already stays, with the present program.
+func (d *Dataplane) attach(ifindex int) error {
+	for i, h := range hooks {
+		err := d.attachHook(ifindex, h)
+		if err != nil {
+			err = fmt.Errorf("attach %s program: %w", h.name, err)
+			for _, done := range hooks[:i] {
+				err = errors.Join(err, d.detachHook(ifindex, done))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Dataplane) attachHook(ifindex int, h hook) error {
+	if d.program(h) == nil {
+		return errors.New("the programs are not loaded here, only their maps are open: run \"vippin load\"")
+	}
+	if d.noTCX {
+		return d.attachFilter(ifindex, h)
+	}
+	held, err := d.openLink(ifindex, h)
+	if err != nil {
+		return err
+	}
+	if held != nil {
+		defer func() { _ = held.Close() }()
+		return updateLink(held, d.program(h))
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: d.program(h), Attach: h.attach, Anchor: h.anchor(),
+	})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return d.attachFilter(ifindex, h)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }() // unless it was pinned, this detaches
+	return pinAside(l, d.linkPath(ifindex, h))
+}
+
+// openLink opens the pinned link of a hook. nil: there is none, or its
+// interface is gone and it was removed.
+func (d *Dataplane) openLink(ifindex int, h hook) (link.Link, error) {
+	path := d.linkPath(ifindex, h)
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open pinned link %s: %w", path, err)
+	}
+	info, err := l.Info()
+	if err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("look at pinned link %s: %w", path, err)
+	}
+	if tcx := info.TCX(); tcx != nil && tcx.Ifindex == uint32(ifindex) {
+		return l, nil
+	}
+	_ = l.Close() // the kernel detached it when its interface went away
+	if err := os.Remove(path); err != nil {
+		return nil, fmt.Errorf("remove link of an interface that is gone: %w", err)
+	}
+	return nil, nil
+}
+
+// updateLink puts program in the place of the link's present one, in one step.
+func updateLink(l link.Link, program *ebpf.Program) error {
+	held, err := l.Info()
+	if err != nil {
+		return fmt.Errorf("look at link: %w", err)
+	}
+	want, err := programID(program)
+	if err != nil || held.Program == want {
+		return err
+	}
+	if err := l.Update(program); err != nil {
+		return fmt.Errorf("replace program: %w", err)
+	}
+	return nil
+}
+
+func programID(program *ebpf.Program) (ebpf.ProgramID, error) {
+	info, err := program.Info()
+	if err != nil {
+		return 0, fmt.Errorf("look at program: %w", err)
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, errors.New("look at program: the kernel gives no id")
+	}
+	return id, nil
+}
+
+// attached tells whether both programs are on an interface.
+func (d *Dataplane) attached(ifindex int) (bool, error) {
+	for _, h := range hooks {
+		l, err := d.openLink(ifindex, h)
+		if err != nil {
+			return false, err
+		}
+		if l != nil {
+			_ = l.Close()
+			continue
+		}
+		filter, err := findFilter(ifindex, h)
+		if err != nil || filter == nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// detach takes both programs off an interface, egress first: while packets
+// leave rewritten, answers are still brought back. An interface that is gone is
+// no error.
+func (d *Dataplane) detach(ifindex int) error {
+	var errs []error
+	for _, h := range []hook{egressHook, ingressHook} {
+		if err := d.detachHook(ifindex, h); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s program: %w", h.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Dataplane) detachHook(ifindex int, h hook) error {
+	l, err := d.openLink(ifindex, h)
+	if err != nil {
+		return err
+	}
+	if l == nil {
+		return d.detachFilter(ifindex, h)
+	}
+	defer func() { _ = l.Close() }()
+	if err := os.Remove(d.linkPath(ifindex, h)); err != nil {
+		return fmt.Errorf("unpin link: %w", err)
+	}
+	// Somebody else may hold the link open: do not wait for them.
+	if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
+		return fmt.Errorf("detach link: %w", err)
+	}
+	return nil
+}
+
+// attachments lists the interfaces that have a pinned link, a filter of ours or
+// an entry in ifaces.
+func (d *Dataplane) attachments() ([]int, error) {
+	seen := make(map[int]bool)
+	var list []int
+	add := func(ifindex int) {
+		if !seen[ifindex] {
+			seen[ifindex] = true
+			list = append(list, ifindex)
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(d.dir, linksDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list attachments: %w", err)
+	}
+	for _, entry := range entries {
+		digits, _, _ := strings.Cut(entry.Name(), "-")
+		if ifindex, err := strconv.Atoi(digits); err == nil {
+			add(ifindex)
+		}
+	}
+	interfaces, err := readMap[uint32, ifaceValue](d.maps.Ifaces)
+	if err != nil {
+		return nil, err
+	}
+	for ifindex := range interfaces {
+		add(int(ifindex))
+	}
+	return list, nil
+}
+
+// replacePrograms puts the loaded programs in the place of those attached by an
+// earlier start. What is not attached stays so.
+func (d *Dataplane) replacePrograms() error {
+	list, err := d.attachments()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, ifindex := range list {
+		for _, h := range hooks {
+			if err := d.replaceProgram(ifindex, h); err != nil {
+				errs = append(errs, fmt.Errorf("replace %s program of interface %d: %w", h.name, ifindex, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Dataplane) replaceProgram(ifindex int, h hook) error {
+	l, err := d.openLink(ifindex, h)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		defer func() { _ = l.Close() }()
+		return updateLink(l, d.program(h))
+	}
+	filter, err := findFilter(ifindex, h)
+	if err != nil || filter == nil {
+		return err
+	}
+	return replaceFilter(filter, d.program(h))
+}

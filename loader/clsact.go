@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// filterHandle is that of our filters; their name tells them from others of the
+// same handle and priority.
+const filterHandle = 0x7669
+
+func filterName(h hook) string { return "vippin_" + h.name }
+
+// clsactMark is a directory that stands for "the clsact queue discipline of this
+// interface is ours to remove": bpffs holds no ordinary files.
+func (d *Dataplane) clsactMark(ifindex int) string {
+	return filepath.Join(d.dir, linksDir, fmt.Sprintf("%d-clsact", ifindex))
+}
+
+// attachFilter attaches by a clsact filter in direct-action mode, for kernels
+// without tcx. Other people's filters and queue disciplines are left alone.
+func (d *Dataplane) attachFilter(ifindex int, h hook) error {
+	if err := d.ensureClsact(ifindex, h); err != nil {
+		return err
+	}
+	filter, err := findFilter(ifindex, h)
+	if err != nil {
+		return err
+	}
+	if filter == nil {
+		priority, err := freePriority(ifindex, h)
+		if err != nil {
+			return err
+		}
+		filter = &netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{
+				LinkIndex: ifindex, Parent: h.parent, Handle: filterHandle,
+				Protocol: unix.ETH_P_ALL, Priority: priority,
+			},
+			Name: filterName(h), DirectAction: true,
+		}
+	}
+	return replaceFilter(filter, d.program(h))
+}
+
+// ensureClsact makes the clsact queue discipline if the interface has none. An
+// ingress queue discipline stands in the same place and is not ours to replace:
+// it has an ingress side only.
+func (d *Dataplane) ensureClsact(ifindex int, h hook) error {
+	for range 2 { // somebody else may be doing the same
+		kind, err := clsactKind(ifindex)
+		if err != nil {
+			return err
+		}
+		if kind == "clsact" || kind == "ingress" && h.name == ingressHook.name {
+			return nil
+		}
+		if kind != "" {
+			return &UnsupportedError{
+				Missing: fmt.Sprintf("an egress hook on interface %d, which has the queue discipline %q", ifindex, kind),
+				Remedy:  "replace it by \"clsact\", which takes the same ingress filters, or use Linux 6.6 or later, where it is in nobody's way",
+			}
+		}
+		err = netlink.QdiscAdd(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{
+				LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+			},
+			QdiscType: "clsact",
+		})
+		if err == nil {
+			if err := os.Mkdir(d.clsactMark(ifindex), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("note that the clsact queue discipline is ours: %w", err)
+			}
+			return nil
+		}
+		if !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add clsact queue discipline: %w", err)
+		}
+	}
+	return errors.New("add clsact queue discipline: another one appears and disappears")
+}
+
+// clsactKind is the kind of queue discipline in the place of clsact, "" for
+// none.
+func clsactKind(ifindex int) (string, error) {
+	list, err := netlink.QdiscList(linkOf(ifindex))
+	if err != nil {
+		return "", fmt.Errorf("list queue disciplines: %w", err)
+	}
+	for _, qdisc := range list {
+		// HANDLE_INGRESS is the same number.
+		if attrs := qdisc.Attrs(); attrs.Parent == netlink.HANDLE_CLSACT && attrs.LinkIndex == ifindex {
+			return qdisc.Type(), nil
+		}
+	}
+	return "", nil
+}
+
+func linkOf(ifindex int) netlink.Link {
+	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
+}
+
+// findFilter returns our filter on a hook, or nil.
+func findFilter(ifindex int, h hook) (*netlink.BpfFilter, error) {
+	list, err := filters(ifindex, h)
+	for _, filter := range list {
+		if ours, ok := filter.(*netlink.BpfFilter); ok && ours.Name == filterName(h) {
+			return ours, nil
+		}
+	}
+	return nil, err
+}
+
+// filters lists the filters on a hook; none if there is no hook or interface.
+func filters(ifindex int, h hook) ([]netlink.Filter, error) {
+	kind, err := clsactKind(ifindex)
+	if errors.Is(err, unix.ENODEV) || err == nil && (kind == "" || kind == "ingress" && h.name == egressHook.name) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := netlink.FilterList(linkOf(ifindex), h.parent)
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	return list, nil
+}
+
+// freePriority is the one nearest to the wire that no filter of another kind
+// or protocol has taken.
+func freePriority(ifindex int, h hook) (uint16, error) {
+	list, err := filters(ifindex, h)
+	if err != nil {
+		return 0, err
+	}
+	taken := make(map[int]bool)
+	for _, filter := range list {
+		attrs := filter.Attrs()
+		if filter.Type() != "bpf" || attrs.Protocol != unix.ETH_P_ALL || attrs.Handle == filterHandle {
+			taken[int(attrs.Priority)] = true
+		}
+	}
+	for priority := h.priority; priority > 0 && priority <= 0xffff; priority += h.step {
+		if !taken[priority] {
+			return uint16(priority), nil
+		}
+	}
+	return 0, errors.New("every filter priority is taken")
+}
+
+// replaceFilter makes a filter, or puts program in the place of its present
+// one in one step.
+func replaceFilter(filter *netlink.BpfFilter, program *ebpf.Program) error {
+	id, err := programID(program)
+	if err != nil {
+		return err
+	}
+	if filter.Id == int(id) {
+		return nil
+	}
+	next := *filter
+	next.Fd, next.Id, next.Tag = program.FD(), 0, ""
+	if err := netlink.FilterReplace(&next); err != nil {
+		return fmt.Errorf("set filter %s: %w", filter.Name, err)
+	}
+	return nil
+}
+
+func (d *Dataplane) detachFilter(ifindex int, h hook) error {
+	filter, err := findFilter(ifindex, h)
+	if err != nil {
+		return err
+	}
+	if filter != nil {
+		if err := netlink.FilterDel(filter); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove filter %s: %w", filter.Name, err)
+		}
+	}
+	return d.releaseClsact(ifindex)
+}
+
+// releaseClsact removes the clsact queue discipline if we made it and it is
+// empty. With other people's filters in it, it is theirs from now on.
+func (d *Dataplane) releaseClsact(ifindex int) error {
+	mark := d.clsactMark(ifindex)
+	if _, err := os.Stat(mark); err != nil {
+		return nil
+	}
+	foreign := false
+	for _, h := range hooks {
+		list, err := filters(ifindex, h)
+		if err != nil {
+			return err
+		}
+		for _, filter := range list {
+			if ours, ok := filter.(*netlink.BpfFilter); ok && ours.Name == filterName(h) {
+				return nil // the other hook still uses it
+			}
+			foreign = true
+		}
+	}
+	kind, err := clsactKind(ifindex)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	if kind == "clsact" && !foreign {
+		err := netlink.QdiscDel(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{
+				LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+			},
+			QdiscType: "clsact",
+		})
+		if err != nil {
+			return fmt.Errorf("remove clsact queue discipline: %w", err)
+		}
+	}
+	if err := os.Remove(mark); err != nil {
+		return fmt.Errorf("forget the clsact queue discipline: %w", err)
+	}
+	return nil
+}

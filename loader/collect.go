@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"vippin/loader/conntrack"
+)
+
+// The rhythm of removal.
+const (
+	dyingGrace    = 2 * time.Second        // a late destroy event must not hit a flow that took up the tuple
+	sweepEvery    = 500 * time.Millisecond // how often ripe ones are looked for
+	sweepMost     = 32768                  // of them in one go
+	verifyBatch   = 128                    // conntrack look-ups in one exchange
+	reconcileRest = time.Second            // between two dumps, however many events are lost
+	reconcileIdle = 5 * time.Minute        // between two dumps when nothing is
+)
+
+// doomed names an entry that may be about to go.
+type doomed struct {
+	key   flowKey
+	alone bool // in unpinned, else in by_local
+}
+
+// death is what is known of its end.
+type death struct {
+	at    time.Duration // CLOCK_MONOTONIC; a packet out after that revives it
+	zone  uint16        // of the conntrack entry that went
+	entry uint64        // unpinned: the value's conntrack; another one is another flow
+}
+
+// collector removes mappings, and notes of unpinned flows, whose conntrack entry
+// is gone. It does so in two phases: an event or a dump marks them dying, and
+// when they were silent for the grace time and conntrack confirms that it does
+// not know the flow, they go.
+//
+// Of a mapping the local end goes first. The public end is the reservation: were
+// it to go first, another flow could take it while the first one still used it.
+type collector struct {
+	d    *Dataplane
+	log  *slog.Logger
+	conn *conntrack.Conn
+
+	mu     sync.Mutex
+	dying  map[doomed]death
+	selves map[netip.Addr][]uint32 // local ends' addresses and the slots they are used in
+}
+
+func newCollector(d *Dataplane, log *slog.Logger) (*collector, error) {
+	conn, err := conntrack.Dial()
+	if err != nil {
+		return nil, err
+	}
+	return &collector{d: d, log: log, conn: conn, dying: make(map[doomed]death)}, nil
+}
+
+// Collect removes mappings after their flows, until ctx ends; then it returns
+// nil. It follows conntrack's destroy events and compares with the whole table
+// at the start, when events were lost, and every few minutes. It sees to it that
+// the kernel makes these events (sysctl net.netfilter.nf_conntrack_events) in
+// the network namespace of the calling thread.
+func (d *Dataplane) Collect(ctx context.Context, log *slog.Logger) error {
+	// New flows need no events: before anything is removed, the table is asked.
+	listener, err := conntrack.Listen(conntrack.Destroys)
+	if err != nil {
+		return fmt.Errorf("collect dead mappings: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+	c, err := newCollector(d, log)
+	if err != nil {
+		return fmt.Errorf("collect dead mappings: %w", err)
+	}
+	defer func() { _ = c.conn.Close() }()
+	enableEvents(log)
+
+	overrun := make(chan struct{}, 1)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error {
+		return listener.Receive(ctx, func(event conntrack.Event) error {
+			switch event.Type {
+			case conntrack.Destroy:
+				return c.destroyed(event.Flow)
+			case conntrack.Overrun:
+				select {
+				case overrun <- struct{}{}:
+				default: // a dump is due already
+				}
+			}
+			return nil
+		})
+	})
+	tasks.Go(func() error { return c.run(ctx, overrun) })
+	if err := tasks.Wait(); err != nil && ctx.Err() == nil || err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("collect dead mappings: %w", err)
+	}
+	return nil
+}
+
+// run sweeps, and reconciles when it is due.
+func (c *collector) run(ctx context.Context, overrun <-chan struct{}) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	due := true // at the start
+	var last time.Time
+	for {
+		if due && time.Since(last) >= reconcileRest || time.Since(last) >= reconcileIdle {
+			due, last = false, time.Now()
+			if err := c.reconcile(ctx); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-overrun:
+			c.log.Warn("conntrack events were lost, comparing with its table")
+			due = true
+		case <-tick.C:
+			if _, err := c.sweep(ctx, monotonic()-dyingGrace); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// eventsPath is of the network namespace of whoever opens it.
+const eventsPath = "/proc/sys/net/netfilter/nf_conntrack_events"
+
+// enableEvents makes the kernel report the end of entries that were born while
+// nobody listened. Without it only the comparisons notice those.
+func enableEvents(log *slog.Logger) {
+	text, err := os.ReadFile(eventsPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // the kernel has no such switch
+	}
+	value := strings.TrimSpace(string(text))
+	if err == nil && value == "1" {
+		return
+	}
+	if err == nil {
+		err = os.WriteFile(eventsPath, []byte("1\n"), 0o644)
+	}
+	if err != nil {
+		log.Warn("cannot switch conntrack events on: mappings of older flows live on for some minutes after them",
+			"error", err, "remedy", "sysctl net.netfilter.nf_conntrack_events=1")
+		return
+	}
+	log.Info("switched conntrack events on", "sysctl", "net.netfilter.nf_conntrack_events", "was", value)
+}
+
+// destroyed marks what belongs to a conntrack entry that is gone.
+func (c *collector) destroyed(flow *conntrack.Flow) error {
+	c.mu.Lock()
+	slots := c.selves[flow.Reply.Dst]
+	c.mu.Unlock()
+	for _, slot := range slots {
+		key, ok := replyKey(slot, flow.Reply)
+		if !ok {
+			continue
+		}
+		if err := c.mark(key, flow.Reply.Zone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mark notes that the flow behind key seems to have ended now.
+func (c *collector) mark(key flowKey, zone uint16) error {
+	var end publicEnd
+	var note leftAlone
+	mapped, err := found(c.d.maps.ByLocal.Lookup(key, &end))
+	if err != nil {
+		return fmt.Errorf("read map by_local: %w", err)
+	}
+	noted, err := found(c.d.maps.Unpinned.Lookup(key, &note))
+	if err != nil {
+		return fmt.Errorf("read map unpinned: %w", err)
+	}
+	now := monotonic()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if mapped {
+		c.dying[doomed{key, false}] = death{at: now, zone: zone}
+	}
+	if noted {
+		c.dying[doomed{key, true}] = death{at: now, zone: zone, entry: note.Conntrack}
+	}
+	return nil
+}
+
+// refresh learns which addresses are local ends. An address that came since the
+// last time is learnt the next time; until then its flows' ends are noticed by
+// the comparisons only.
+func (c *collector) refresh() error {
+	uniques, err := readMap[slotAddr, uint8](c.d.maps.Uniques)
+	if err != nil {
+		return err
+	}
+	vips, err := readMap[slotAddr, vipValue](c.d.maps.Vips)
+	if err != nil {
+		return err
+	}
+	selves := selfSlots(uniques, nil)
+	for addr, slots := range selfSlots(vips, nil) { // flows that masquerade itself gave the VIP
+		selves[addr] = append(selves[addr], slots...)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.selves = selves
+	return nil
+}
+
+// sweep removes those that have been dying since ripe or longer and stay dead
+// when looked at. It returns how many went.
+func (c *collector) sweep(ctx context.Context, ripe time.Duration) (removed int, err error) {
+	if err := c.refresh(); err != nil {
+		return 0, err
+	}
+	var batch []doomed
+	for what := range c.ripe(ripe) {
+		batch = append(batch, what)
+		if len(batch) < verifyBatch {
+			continue
+		}
+		if ctx.Err() != nil {
+			return removed, nil
+		}
+		n, err := c.removeDead(batch)
+		removed += n
+		if err != nil {
+			return removed, err
+		}
+		batch = batch[:0]
+	}
+	n, err := c.removeDead(batch)
+	return removed + n, err
+}
+
+func (c *collector) ripe(before time.Duration) map[doomed]death {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make(map[doomed]death)
+	for what, end := range c.dying {
+		if end.at <= before {
+			list[what] = end
+			if len(list) == sweepMost {
+				break
+			}
+		}
+	}
+	return list
+}
+
+// Sweep compares with conntrack's table once and removes what is dead. It
+// returns how many mappings and notes of unpinned flows went.
+func (d *Dataplane) Sweep() (removed int, err error) {
+	c, err := newCollector(d, d.log)
+	if err != nil {
+		return 0, fmt.Errorf("sweep dead mappings: %w", err)
+	}
+	defer func() { _ = c.conn.Close() }()
+	ctx := context.Background()
+	if err := c.reconcile(ctx); err != nil {
+		return 0, fmt.Errorf("sweep dead mappings: %w", err)
+	}
+	for { // a sweep is bounded
+		n, err := c.sweep(ctx, monotonic())
+		removed += n
+		if err != nil || n == 0 {
+			if err != nil {
+				err = fmt.Errorf("sweep dead mappings: %w", err)
+			}
+			return removed, err
+		}
+	}
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"vippin/policy"
+)
+
+// PinCounters counts a pin's packets since it was made, all CPUs together.
+type PinCounters struct {
+	Pinned         uint64 // left with the VIP
+	Returned       uint64 // came to the VIP and were brought back
+	Created        uint64 // mappings made
+	VIPWhileBackup uint64 // left with the VIP although this router is not MASTER
+	Foreign        uint64 // left from a mapping's public end without being its flow
+	Clash          uint64 // mappings that could not keep their port
+	// Unpinned are packets that left with the router's own address, by reason:
+	// off, backup, stale_role, born_before, no_vip, source, helper, full,
+	// no_port, no_conntrack, fragment, error. Every reason is there.
+	Unpinned map[string]uint64
+}
+
+// TotalUnpinned adds the reasons up.
+func (c PinCounters) TotalUnpinned() (packets uint64) {
+	for _, n := range c.Unpinned {
+		packets += n
+	}
+	return packets
+}
+
+// unpinnedReasons names the counters of enum pin_counter from PIN_OFF on.
+var unpinnedReasons = [...]string{
+	"off", "backup", "stale_role", "born_before", "no_vip", "source", "helper", "full", "no_port", "no_conntrack",
+	"fragment", "error",
+}
+
+// PinCounters reads the counters of every pin, retired ones too. Pin 0 counts
+// the packets that no pin takes.
+func (d *Dataplane) PinCounters() (map[uint32]PinCounters, error) {
+	pins, err := d.usedPins()
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[uint32]PinCounters)
+	for _, id := range append(slices.Collect(maps.Keys(pins)), 0) {
+		if all[id], err = d.countersOf(id); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
+	var packets [pinCounters]uint64
+	for i := range packets {
+		n, err := sumOfCPUs(d.maps.PinCounters, pin*pinCounters+uint32(i))
+		if err != nil {
+			return PinCounters{}, fmt.Errorf("read counters of pin %d: %w", pin, err)
+		}
+		packets[i] = n
+	}
+	c := PinCounters{
+		Pinned: packets[pinPinned], Returned: packets[pinReturned], Created: packets[pinCreated],
+		VIPWhileBackup: packets[pinVIPWhileBackup], Foreign: packets[pinForeign], Clash: packets[pinClash],
+		Unpinned: make(map[string]uint64),
+	}
+	for i, reason := range unpinnedReasons {
+		c.Unpinned[reason] = packets[pinOff+i]
+	}
+	return c, nil
+}
+
+func sumOfCPUs(m *ebpf.Map, index uint32) (sum uint64, err error) {
+	var perCPU []uint64
+	if err := m.Lookup(index, &perCPU); err != nil {
+		return 0, err
+	}
+	for _, n := range perCPU {
+		sum += n
+	}
+	return sum, nil
+}
+
+// VRRPCounters counts the VRRP packets seen, in and out, by what was wrong with
+// them (policy.AdvertReason; "valid" for nothing), and as "ring_full" those
+// that user space did not read in time.
+func (d *Dataplane) VRRPCounters() (map[string]uint64, error) {
+	all := make(map[string]uint64)
+	for i := range uint32(vrrpCounters) {
+		name := policy.AdvertReason(i).String()
+		if i == vrrpRingFull {
+			name = "ring_full"
+		}
+		n, err := sumOfCPUs(d.maps.VrrpCounters, i)
+		if err != nil {
+			return nil, fmt.Errorf("read VRRP counters: %w", err)
+		}
+		all[name] = n
+	}
+	return all, nil
+}
+
+// PinStatus makes the rows of "vippin pin ls": without retired pins, sorted by
+// VLAN and name. The role is the one the programs go by.
+func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
+	c, err := d.content()
+	if err != nil {
+		return nil, err
+	}
+	flows := make(map[uint32]uint64)
+	err = scanMap(d.maps.ByLocal, func(_ flowKey, end publicEnd) bool { flows[end.Pin]++; return true })
+	if err != nil {
+		return nil, err
+	}
+	rows := []policy.PinStatus{}
+	for id, pin := range c.pins {
+		if pin.Flags&pinRetired != 0 {
+			continue
+		}
+		row, err := d.pinRow(c, id)
+		if err != nil {
+			return nil, err
+		}
+		row.Flows = flows[id]
+		rows = append(rows, row)
+	}
+	slices.SortFunc(rows, func(a, b policy.PinStatus) int {
+		return cmp.Or(cmp.Compare(a.VLAN.Outer, b.VLAN.Outer), cmp.Compare(a.VLAN.Inner, b.VLAN.Inner), cmp.Compare(a.Name, b.Name))
+	})
+	return rows, nil
+}
+
+func (d *Dataplane) pinRow(c content, id uint32) (policy.PinStatus, error) {
+	role, err := d.EffectiveRole(id, monotonic())
+	if err != nil {
+		return policy.PinStatus{}, err
+	}
+	counters, err := d.countersOf(id)
+	if err != nil {
+		return policy.PinStatus{}, err
+	}
+	pin, group := c.plannedPin(id), c.groups[c.pins[id].Group]
+	return policy.PinStatus{
+		VLAN: pin.VLAN, Name: pin.Name, Interface: pin.Interface, VIPs: pin.VIPs,
+		Group: getName(group.Name[:]), Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: role,
+		PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
+		PacketsVIPWhileBackup: counters.VIPWhileBackup,
+	}, nil
+}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"vippin/bpf"
+	"vippin/loader/conntrack"
+)
+
+// Options says where and how large the dataplane is. The zero value is usable.
+type Options struct {
+	BPFFS    string       // directory for everything pinned, DefaultBPFFS if empty
+	MaxFlows uint32       // mappings, and flows left alone, at most; 0 = 262144
+	Log      *slog.Logger // nil: nothing is logged
+
+	noTCX bool // attach as on a kernel without tcx
+}
+
+// pinnedMaps are the maps that outlive the process. Each is pinned under the
+// name in its tag.
+type pinnedMaps struct {
+	Adverts      *ebpf.Map `ebpf:"adverts"`
+	ByLocal      *ebpf.Map `ebpf:"by_local"`
+	ByPublic     *ebpf.Map `ebpf:"by_public"`
+	Foreign      *ebpf.Map `ebpf:"foreign"`
+	Groups       *ebpf.Map `ebpf:"groups"`
+	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
+	Ifaces       *ebpf.Map `ebpf:"ifaces"`
+	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
+	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
+	Pins         *ebpf.Map `ebpf:"pins"`
+	Roles        *ebpf.Map `ebpf:"roles"`
+	Settings     *ebpf.Map `ebpf:"settings"`
+	Sources      *ebpf.Map `ebpf:"sources"`
+	Uniques      *ebpf.Map `ebpf:"uniques"`
+	Unpinned     *ebpf.Map `ebpf:"unpinned"`
+	Vips         *ebpf.Map `ebpf:"vips"`
+	Vrids        *ebpf.Map `ebpf:"vrids"`
+	VrrpCounters *ebpf.Map `ebpf:"vrrp_counters"`
+}
+
+func (m *pinnedMaps) all() []*ebpf.Map {
+	return []*ebpf.Map{
+		m.Adverts, m.ByLocal, m.ByPublic, m.Foreign, m.Groups, m.Heartbeat, m.Ifaces, m.OwnAdverts, m.PinCounters,
+		m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
+	}
+}
+
+// flowMaps are sized by Options.MaxFlows.
+var flowMaps = map[string]bool{bpf.DataplaneMapByLocal: true, bpf.DataplaneMapByPublic: true, bpf.DataplaneMapUnpinned: true}
+
+// disposableMaps hold nothing a flow depends on: another version that lays them
+// out differently starts them anew.
+var disposableMaps = map[string]bool{
+	bpf.DataplaneMapAdverts: true, bpf.DataplaneMapForeign: true,
+	bpf.DataplaneMapPinCounters: true, bpf.DataplaneMapVrrpCounters: true,
+}
+
+// Dataplane is the loaded programs and their pinned maps. Its methods may be
+// called from several goroutines, and beside other processes.
+type Dataplane struct {
+	dir   string
+	log   *slog.Logger
+	noTCX bool
+
+	maps    pinnedMaps
+	egress  *ebpf.Program // nil after Open
+	ingress *ebpf.Program // nil after Open
+}
+
+// Load brings the dataplane into force: it mounts bpffs where it is missing
+// (and logs that), takes over the maps that are pinned below opts.BPFFS, loads
+// the programs and replaces those of every attachment in one step each. Loading
+// again is harmless. An *UnsupportedError names what the kernel lacks.
+func Load(opts Options) (*Dataplane, error) {
+	d := newDataplane(opts.BPFFS, opts.Log)
+	d.noTCX = opts.noTCX
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, permissionError(err)
+	}
+	existed := false
+	if _, err := os.Stat(d.dir); err == nil {
+		existed = true
+	}
+	if err := ensureBPFFS(d.dir, d.log); err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(d.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := d.load(opts.MaxFlows); err != nil {
+		err = errors.Join(err, d.Close())
+		if !existed { // leave no empty directory behind
+			_ = os.Remove(filepath.Join(d.dir, linksDir))
+			_ = os.Remove(d.dir)
+		}
+		return nil, err
+	}
+	return d, nil
+}
+
+func newDataplane(dir string, log *slog.Logger) *Dataplane {
+	if dir == "" {
+		dir = DefaultBPFFS
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Dataplane{dir: filepath.Clean(dir), log: log}
+}
+
+func (d *Dataplane) load(maxFlows uint32) error {
+	d.loadConntrackModules()
+	spec, err := bpf.LoadDataplane()
+	if err != nil {
+		return fmt.Errorf("read the built-in programs: %w", err)
+	}
+	if maxFlows != 0 {
+		for name := range flowMaps {
+			spec.Maps[name].MaxEntries = maxFlows
+		}
+	}
+	kept, err := d.keptMaps(spec)
+	defer closeMaps(kept)
+	if err != nil {
+		return err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept})
+	if err != nil {
+		return explainLoad(err, runningKernel(), d.log)
+	}
+	defer coll.Close()
+	var objects struct {
+		pinnedMaps
+		Egress  *ebpf.Program `ebpf:"vippin_egress"`
+		Ingress *ebpf.Program `ebpf:"vippin_ingress"`
+	}
+	fresh := make(map[string]*ebpf.Map)
+	for name, m := range coll.Maps {
+		if spec.Maps[name].Pinning == ebpf.PinNone && pinned(name) && kept[name] == nil {
+			fresh[name] = m
+		}
+	}
+	if err := coll.Assign(&objects); err != nil {
+		return fmt.Errorf("sort out maps and programs: %w", err)
+	}
+	d.maps, d.egress, d.ingress = objects.pinnedMaps, objects.Egress, objects.Ingress
+	for name, m := range fresh {
+		if err := pinAside(m, filepath.Join(d.dir, name)); err != nil {
+			return err
+		}
+	}
+	return d.replacePrograms()
+}
+
+// pinned tells whether a map belongs to pinnedMaps.
+func pinned(name string) bool { return name != bpf.DataplaneMapScratch && name[0] != '.' }
+
+// loadConntrackModules opens ctnetlink once: the kernel then loads nf_conntrack,
+// whose functions the programs call. Whether that mattered shows later.
+func (d *Dataplane) loadConntrackModules() {
+	conn, err := conntrack.Dial()
+	if err != nil {
+		d.log.Debug("open conntrack", "error", err)
+		return
+	}
+	_ = conn.Close()
+}
+
+// keptMaps opens what another version, or an earlier start, pinned. The specs
+// are left without pinning: new maps are pinned once everything has loaded.
+func (d *Dataplane) keptMaps(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	kept := make(map[string]*ebpf.Map)
+	for name, want := range spec.Maps {
+		if !pinned(name) {
+			continue
+		}
+		want.Pinning = ebpf.PinNone
+		m, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return kept, fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		kept[name] = m
+		if flowMaps[name] && m.MaxEntries() != want.MaxEntries {
+			d.log.Warn("the size of a map is kept: a new one takes effect after \"vippin unload\" and the next start",
+				"map", name, "size", m.MaxEntries(), "configured", want.MaxEntries)
+			want.MaxEntries = m.MaxEntries()
+		}
+		err = want.Compatible(m)
+		if err == nil {
+			continue
+		}
+		if !disposableMaps[name] {
+			return kept, fmt.Errorf("take over map %s in %s from another version: %v: run \"vippin unload\", then start again",
+				name, d.dir, err)
+		}
+		d.log.Warn("another version laid out a map differently, it starts anew", "map", name)
+		delete(kept, name)
+		_ = m.Close()
+	}
+	return kept, nil
+}
+
+func closeMaps(maps map[string]*ebpf.Map) {
+	for _, m := range maps {
+		_ = m.Close()
+	}
+}
+
+// Open opens the pinned maps below bpffs (DefaultBPFFS if empty), for commands
+// that work without a daemon. It loads and attaches nothing. ErrNotLoaded: there
+// is nothing to open.
+func Open(bpffs string) (*Dataplane, error) {
+	d := newDataplane(bpffs, nil)
+	spec, err := bpf.LoadDataplane()
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in programs: %w", err)
+	}
+	maps := make(map[string]*ebpf.Map)
+	coll := &ebpf.Collection{Maps: maps}
+	defer coll.Close()
+	for name, want := range spec.Maps {
+		if !pinned(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("open %s: %w", d.dir, ErrNotLoaded)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		maps[name] = m
+		if flowMaps[name] {
+			want.MaxEntries = m.MaxEntries()
+		}
+		if err := want.Compatible(m); err != nil {
+			return nil, fmt.Errorf("open map %s in %s: another version is loaded: %v: run \"vippin load\"", name, d.dir, err)
+		}
+	}
+	if err := coll.Assign(&d.maps); err != nil {
+		return nil, fmt.Errorf("sort out maps: %w", err)
+	}
+	return d, nil
+}
+
+// Close closes the file descriptors. Everything pinned stays in force.
+func (d *Dataplane) Close() error {
+	var errs []error
+	for _, m := range d.maps.all() {
+		errs = append(errs, m.Close())
+	}
+	errs = append(errs, d.egress.Close(), d.ingress.Close())
+	return errors.Join(errs...)
+}

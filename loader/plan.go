@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"vippin/loader/conntrack"
+	"vippin/policy"
+)
+
+// Apply makes the maps and attachments what plan says, writing only what
+// differs. Nobody's packets meet half a plan:
+//
+//   - What an interface's packets look up is written before the interface
+//     becomes known to the programs, and removed after it is forgotten.
+//   - A pin that is new, or on an interface whose packets were not seen until
+//     now, starts switched off: the programs then note every flow they meet.
+//     The flows that live already are added from conntrack's table, and only
+//     then is the pin switched on. So each flow is either known to be older
+//     than the pin, or meets it from its first packet on.
+//
+// An interface that left the plan stays attached while mappings of it live, and
+// so do their pins, as retired ones. One bad interface does not keep the others
+// from being done: its pins stay switched off, and the error names it.
+func (d *Dataplane) Apply(plan policy.Plan) error {
+	unlock, err := lockDir(d.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	want, err := wanted(plan)
+	if err != nil {
+		return fmt.Errorf("apply plan: %w", err)
+	}
+	now, err := d.content()
+	if err != nil {
+		return fmt.Errorf("apply plan: %w", err)
+	}
+	if err := d.keepUsed(now, want); err != nil {
+		return fmt.Errorf("apply plan: %w", err)
+	}
+	names := make(map[uint32]string)
+	for _, iface := range plan.Interfaces {
+		names[uint32(iface.Index)] = iface.Name
+	}
+	step := convergence{d: d, now: now, want: want, names: names}
+	return step.run()
+}
+
+// keepUsed adds to want what has left the plan but still has mappings.
+func (d *Dataplane) keepUsed(now, want content) error {
+	if !missing(now.ifaces, want.ifaces) && !missing(now.pins, want.pins) && !anyRetired(want.pins) {
+		return nil
+	}
+	slots, pins := make(map[uint32]bool), make(map[uint32]bool)
+	err := scanMap(d.maps.ByLocal, func(key flowKey, end publicEnd) bool {
+		pins[end.Pin] = true
+		if end.Flags&mappingNative == 0 {
+			slots[key.Slot] = true
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	for id, pin := range want.pins {
+		if pin.Flags&pinRetired != 0 && !pins[id] {
+			delete(want.pins, id) // its last mapping is gone
+		}
+	}
+	for id, pin := range now.pins {
+		if _, ok := want.pins[id]; !ok && pins[id] {
+			pin.Flags = pin.Flags&^pinEnabled | pinRetired
+			want.pins[id] = pin
+		}
+	}
+	taken := make(map[uint32]bool)
+	for _, iface := range want.ifaces {
+		taken[iface.Slot] = true
+	}
+	for ifindex, iface := range now.ifaces {
+		if _, ok := want.ifaces[ifindex]; ok || !slots[iface.Slot] || taken[iface.Slot] || !exists(ifindex) {
+			continue
+		}
+		want.ifaces[ifindex] = iface
+		for key := range now.uniques {
+			if key.Slot == iface.Slot {
+				want.uniques[key] = 1
+			}
+		}
+		for key, vip := range now.vips {
+			if _, ok := want.vips[key]; !ok && key.Slot == iface.Slot {
+				want.vips[key] = vip
+			}
+		}
+	}
+	return nil
+}
+
+func missing[K comparable, V any](now, want map[K]V) bool {
+	for key := range now {
+		if _, ok := want[key]; !ok {
+			return true
+		}
+	}
+	return false
+}
+
+func anyRetired(pins map[uint32]pinValue) bool {
+	for _, pin := range pins {
+		if pin.Flags&pinRetired != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// convergence is one Apply under way.
+type convergence struct {
+	d         *Dataplane
+	now, want content
+	names     map[uint32]string // of interfaces in the plan, for messages
+}
+
+func (c *convergence) run() error {
+	unseen, errs := c.unseen()
+	held := c.heldBack(unseen)
+	if err := c.fill(held); err != nil {
+		return fmt.Errorf("apply plan: %w", err)
+	}
+	ready := make(map[uint32]bool)
+	for ifindex := range c.want.ifaces {
+		if err := c.d.attach(int(ifindex)); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(ifindex), err))
+			continue
+		}
+		ready[ifindex] = true
+	}
+	if err := c.release(held, unseen, ready); err != nil {
+		errs = append(errs, err)
+	}
+	errs = append(errs, c.clean())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("apply plan: %w", err)
+	}
+	return nil
+}
+
+func (c *convergence) name(ifindex uint32) string {
+	if name := c.names[ifindex]; name != "" {
+		return name
+	}
+	return fmt.Sprint(ifindex)
+}
+
+// unseen lists the interfaces some of whose masqueraded packets the programs
+// were not shown until now.
+func (c *convergence) unseen() (map[uint32]bool, []error) {
+	list := make(map[uint32]bool)
+	var errs []error
+	for ifindex, iface := range c.want.ifaces {
+		if iface.Slot == 0 {
+			continue
+		}
+		on, err := c.d.attached(int(ifindex))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(ifindex), err))
+		}
+		held, known := c.now.ifaces[ifindex]
+		list[ifindex] = !on || !known || held != iface
+		for key := range c.want.uniques {
+			if _, ok := c.now.uniques[key]; !ok && key.Slot == iface.Slot {
+				list[ifindex] = true
+			}
+		}
+	}
+	return list, errs
+}
+
+// heldBack switches off the pins some of whose flows may not have been noted,
+// and returns them as they will be then. The mark pinHeld is for the case that
+// this process does not get that far.
+func (c *convergence) heldBack(unseen map[uint32]bool) map[uint32]pinValue {
+	held := make(map[uint32]pinValue)
+	for id, pin := range c.want.pins {
+		before, ok := c.now.pins[id]
+		fresh := !ok || before.Slot != pin.Slot || before.Flags&(pinRetired|pinHeld) != 0
+		if pin.Flags&pinRetired == 0 && pin.Ifindex != 0 && (fresh || unseen[pin.Ifindex]) {
+			held[id] = pin
+			pin.Flags = pin.Flags&^pinEnabled | pinHeld
+			c.want.pins[id] = pin
+		}
+	}
+	return held
+}
+
+// fill writes everything new or different, with the interfaces last. Pins that
+// are to go make no mappings from here on.
+func (c *convergence) fill(held map[uint32]pinValue) error {
+	maps := &c.d.maps
+	leaving := make(map[uint32]pinValue)
+	for id, pin := range c.now.pins {
+		if _, ok := c.want.pins[id]; !ok {
+			pin.Flags = pin.Flags&^pinEnabled | pinRetired
+			leaving[id] = pin
+		}
+	}
+	for _, write := range []func() error{
+		func() error { return put(maps.Groups, c.now.groups, c.want.groups) },
+		func() error { return put(maps.Pins, c.now.pins, c.want.pins) },
+		func() error { return put(maps.Pins, c.now.pins, leaving) },
+		func() error { return put(maps.Vips, c.now.vips, c.want.vips) },
+		func() error { return put(maps.Sources, c.now.sources, c.want.sources) },
+		func() error { return put(maps.Vrids, c.now.vrids, c.want.vrids) },
+		func() error { return put(maps.Uniques, c.now.uniques, c.want.uniques) },
+		func() error { return put(maps.Ifaces, c.now.ifaces, c.want.ifaces) },
+	} {
+		if err := write(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// release notes the living flows of the interfaces that were unseen or have a
+// new pin, and switches the held pins on.
+func (c *convergence) release(held map[uint32]pinValue, unseen, ready map[uint32]bool) error {
+	slots := make(map[uint32]bool)
+	for ifindex, is := range unseen {
+		if is && ready[ifindex] {
+			slots[c.want.ifaces[ifindex].Slot] = true
+		}
+	}
+	for _, pin := range held {
+		slots[pin.Slot] = true
+	}
+	if len(slots) == 0 {
+		return nil
+	}
+	if err := c.noteLiving(slots); err != nil {
+		return fmt.Errorf("note living flows, the pins concerned stay switched off: %w", err)
+	}
+	for _, id := range slices.Sorted(maps.Keys(held)) {
+		pin := held[id]
+		if !ready[pin.Ifindex] {
+			continue
+		}
+		if err := c.d.maps.Pins.Put(id, pin); err != nil {
+			return fmt.Errorf("switch pin %d on: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// noteLiving puts the masqueraded flows in conntrack's table that leave by one
+// of the slots, and have no mapping, among the unpinned ones.
+func (c *convergence) noteLiving(slots map[uint32]bool) error {
+	bySelf := selfSlots(c.want.uniques, slots)
+	if len(bySelf) == 0 {
+		return nil
+	}
+	conn, err := conntrack.Dial()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	filter := conntrack.Filter{Status: conntrack.SrcNAT, StatusMask: conntrack.SrcNAT}
+	return conn.Dump(context.Background(), filter, func(flow *conntrack.Flow) error {
+		for _, slot := range bySelf[flow.Reply.Dst] {
+			if err := c.noteFlow(slot, flow); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow) error {
+	key, ok := replyKey(slot, flow.Reply)
+	if !ok {
+		return nil
+	}
+	var end publicEnd
+	err := c.d.maps.ByLocal.Lookup(key, &end)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("read map by_local: %w", err)
+	}
+	// Which entry it is, the flow's next packet will fill in.
+	value := leftAlone{Pin: c.pinOf(slot, flow.Orig.Src), Reason: pinBornBefore}
+	err = c.d.maps.Unpinned.Update(key, value, ebpf.UpdateNoExist)
+	if errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("map unpinned is full: raise dataplane.max_flows: %w", err)
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		return fmt.Errorf("write map unpinned: %w", err)
+	}
+	return nil
+}
+
+// pinOf finds the pin of an inside host, as the programs do.
+func (c *convergence) pinOf(slot uint32, client netip.Addr) uint32 {
+	var key sourceKey
+	key.PrefixLen, key.Slot, key.Addr.Word = 32+128, slot, addrWords(client)
+	var pin uint32
+	if err := c.d.maps.Sources.Lookup(key, &pin); err != nil {
+		return 0
+	}
+	return pin
+}
+
+// selfSlots tells the slots in which an address is a flow's local end.
+func selfSlots[V any](of map[slotAddr]V, slots map[uint32]bool) map[netip.Addr][]uint32 {
+	list := make(map[netip.Addr][]uint32)
+	for key := range of {
+		if slots == nil || slots[key.Slot] {
+			addr := wordsAddr(key.Addr.Word)
+			list[addr] = append(list[addr], key.Slot)
+		}
+	}
+	return list
+}
+
+// clean removes what has left the plan, interfaces first.
+func (c *convergence) clean() error {
+	m := &c.d.maps
+	errs := []error{drop(m.Ifaces, c.now.ifaces, c.want.ifaces)}
+	attached, err := c.d.attachments()
+	errs = append(errs, err)
+	for _, ifindex := range attached {
+		if _, ok := c.want.ifaces[uint32(ifindex)]; ok {
+			continue
+		}
+		if err := c.d.detach(ifindex); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(uint32(ifindex)), err))
+		}
+	}
+	errs = append(errs,
+		drop(m.Uniques, c.now.uniques, c.want.uniques),
+		drop(m.Vrids, c.now.vrids, c.want.vrids),
+		drop(m.Sources, c.now.sources, c.want.sources),
+		drop(m.Vips, c.now.vips, c.want.vips),
+		c.d.clearPins(c.now.pins, c.want.pins),
+		c.d.clearGroups(c.now.groups, c.want.groups))
+	return errors.Join(errs...)
+}
+
+// exists tells whether there is an interface of this index.
+func exists(ifindex uint32) bool {
+	_, err := net.InterfaceByIndex(int(ifindex))
+	return err == nil
+}
