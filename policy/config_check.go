@@ -213,7 +213,7 @@ func (r *configReader) checkSync(cfg *Config) {
 	if len(s.Protocols) == 0 && !r.faultyIn("sync.protocols") {
 		r.faultAt("sync.protocols", "sync.protocols is empty: list some, or remove the line for all")
 	}
-	if len(s.Peers) > 0 && !s.Listen.IsValid() && !r.faultyIn("sync.listen") {
+	if len(s.Peers) > 0 && !s.Listen.IsValid() && !r.faultyIn("sync.listen") && !r.bad["sync"+misnamed] {
 		r.faultAt("sync.peers", "sync.peers: there are peers, but sync.listen is missing: add this router's ADDRESS:PORT")
 	}
 	lines := map[string]int{}
