@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package lab builds a small network out of namespaces: LAN hosts, two routers
+// with real keepalived that masquerade, a server on the WAN, and the switches
+// between them.
+//
+//	h1  h2 …                          192.168.101.11, .12 …   2001:db8:101::11 …
+//	 └─┬─┘  LAN switch                VIP .1                  VIP ::1
+//	 ┌─┴─┐
+//	ra   rb  lan0 .2 .3               wan0 198.51.100.3 .4    2001:db8:100::3 ::4
+//	 └─┬─┘  WAN switch                VIP .2                  VIP ::2 (a deprecated /128)
+//	  srv                             198.51.100.10           2001:db8:100::10
+//	                                  198.18.0.10             2001:db8:18::10 behind it
+//
+// With Options.WAN1 the routers and the server also meet on 203.0.113.0/24 and
+// 2001:db8:113::/64. Everything carries the prefix vpPID- and is removed by
+// Close, by Main on a signal, or by the next process's Reap.
+//
+// Threads: nothing here leaves a goroutine's thread in another namespace.
+// Node.Do locks the thread and returns it; processes are started from one
+// thread that lives as long as the lab, since they are told to die with it.
+package lab

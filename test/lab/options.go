@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+// Masquerade is how the routers hide the LAN behind their WAN address.
+type Masquerade string
+
+// The ways to masquerade; each for IPv4 and IPv6, for the LAN's prefixes only.
+const (
+	MasqueradeNFT      Masquerade = "nft masquerade"        // the default
+	MasqueradeRandom   Masquerade = "nft masquerade random" // another port, too
+	MasqueradeIPTables Masquerade = "iptables MASQUERADE"   // the nft backend
+	MasqueradeNone     Masquerade = "none"                  // the server gets a route to the LAN by the VIP
+)
+
+// Offloads are the NICs' checksum and segmentation offloads.
+type Offloads string
+
+// What to do with gro, gso, tso and tx on every interface of the lab.
+const (
+	OffloadsDefault Offloads = ""    // as the kernel made them: gro off, the others on
+	OffloadsOn      Offloads = "on"  // packets of up to 64 KiB pass through the routers
+	OffloadsOff     Offloads = "off" // every packet fits the MTU and carries its checksum
+)
+
+// Options are a lab's choices; the zero value is two LAN hosts, two routers
+// without keepalived running, nft masquerade.
+type Options struct {
+	Hosts        int        // LAN hosts; 0 = 2
+	Masquerade   Masquerade // "" = MasqueradeNFT
+	Firewall     bool       // WAN: only established flows come in, no conntrack pick-up in mid-stream
+	WAN1         bool       // a second WAN segment
+	Offloads     Offloads
+	SingleRouter bool   // only ra, which holds the VIPs without keepalived
+	VippinBin    string // "" = $VIPPIN_BIN, or else built from this module
+}
+
+func (o Options) withDefaults() Options {
+	if o.Hosts == 0 {
+		o.Hosts = 2
+	}
+	if o.Masquerade == "" {
+		o.Masquerade = MasqueradeNFT
+	}
+	return o
+}

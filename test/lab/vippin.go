@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+const bpfRoot = "/sys/fs/bpf"
+
+// ConfigFile is the router's vippin.yaml; StartVippin and WriteVippin write it.
+func (r *Router) ConfigFile() string { return filepath.Join(r.Dir, "vippin.yaml") }
+
+// RunDir is the router's run_dir, which holds the control socket.
+func (r *Router) RunDir() string { return filepath.Join(r.Dir, "run") }
+
+// StateDir is the router's state_dir.
+func (r *Router) StateDir() string { return filepath.Join(r.Dir, "state") }
+
+// WriteVippin writes the router's vippin.yaml: node, run_dir, state_dir and
+// bpffs of its own, then the given YAML. A running daemon takes it by
+// "vippin reload".
+func (l *Lab) WriteVippin(r *Router, configYAML string) error {
+	text := fmt.Sprintf("node: %s\nrun_dir: %s\nstate_dir: %s\nbpffs: %s\n%s",
+		r.Name, r.RunDir(), r.StateDir(), r.BPFFS, configYAML)
+	if err := os.WriteFile(r.ConfigFile(), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("write vippin.yaml of %s: %w", r.Name, err)
+	}
+	return nil
+}
+
+// StartVippin writes the router's configuration (see WriteVippin) and starts
+// the daemon, or restarts it when it runs there. AwaitVippin says when it
+// answers. On the returned Proc Kill9, Stop and Restart do what they say.
+func (l *Lab) StartVippin(r *Router, configYAML string) (*Proc, error) {
+	if err := l.WriteVippin(r, configYAML); err != nil {
+		return nil, err
+	}
+	if p := r.vippinProc(); p != nil {
+		return p, p.Restart()
+	}
+	bin, err := l.vippinBin()
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.Start(r.Dir, "vippin", r.vippinEnv(), bin, "run", "-c", r.ConfigFile())
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	r.vippin = p
+	l.mu.Unlock()
+	return p, nil
+}
+
+// AwaitVippin waits until the router's daemon answers "vippin status", be it
+// degraded. It fails at once when the daemon ends.
+func (l *Lab) AwaitVippin(ctx context.Context, r *Router) error {
+	p := r.vippinProc()
+	if p == nil {
+		return fmt.Errorf("wait for vippin on %s: none was started", r.Name)
+	}
+	return p.await(ctx, "an answer to vippin status", func() (bool, error) {
+		_, _, exit := l.Vippin(r, "status", "-j")
+		return exit == 0 || exit == 3, nil
+	})
+}
+
+// Vippin runs a vippin command on the router and returns what it wrote and its
+// exit status, -1 when it could not be run (then stderr says why). check, load
+// and unload get the router's configuration file unless they name one; all
+// find the router's daemon and bpffs by their environment.
+func (l *Lab) Vippin(r *Router, args ...string) (stdout, stderr string, exit int) {
+	bin, err := l.vippinBin()
+	if err != nil {
+		return "", err.Error(), -1
+	}
+	if len(args) > 0 && takesConfig(args) {
+		args = append(append([]string(nil), args...), "-c", r.ConfigFile())
+	}
+	cmd := exec.Command(bin, args...)
+	cmd.Env = append(os.Environ(), r.vippinEnv()...)
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	if err := r.Do(cmd.Start); err != nil {
+		return "", fmt.Sprintf("start %s: %v", bin, err), -1
+	}
+	if err := cmd.Wait(); err != nil {
+		var ended *exec.ExitError
+		if !errors.As(err, &ended) {
+			return out.String(), complaints.String() + err.Error(), -1
+		}
+	}
+	return out.String(), complaints.String(), cmd.ProcessState.ExitCode()
+}
+
+func takesConfig(args []string) bool {
+	switch args[0] {
+	case "run", "check", "load", "unload":
+	default:
+		return false
+	}
+	for _, a := range args[1:] {
+		if strings.HasPrefix(a, "-c") || strings.HasPrefix(a, "--config") {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *Router) vippinEnv() []string {
+	return []string{"VIPPIN_RUN_DIR=" + r.RunDir(), "VIPPIN_CONFIG=" + r.ConfigFile()}
+}
+
+func (r *Router) vippinProc() *Proc {
+	r.lab.mu.Lock()
+	defer r.lab.mu.Unlock()
+	return r.vippin
+}
+
+// vippinBin finds the program, or builds it once for this process.
+func (l *Lab) vippinBin() (string, error) {
+	for _, bin := range []string{l.Options.VippinBin, os.Getenv("VIPPIN_BIN")} {
+		if bin != "" {
+			return bin, nil
+		}
+	}
+	return buildVippin()
+}
+
+// binDir is below the folder for temporary files; Main and Reap remove it.
+func binDir() string { return filepath.Join(os.TempDir(), prefix()+"bin") }
+
+var buildVippin = sync.OnceValues(func() (string, error) {
+	bin := filepath.Join(binDir(), "vippin")
+	if output, err := exec.Command("go", "build", "-o", bin, "vippin/cmd/vippin").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build vippin (or name the program in VIPPIN_BIN): %w: %s", err, output)
+	}
+	return bin, nil
+})
+
+// removePins removes a folder of bpffs and everything pinned there: links
+// first, so that their programs are off the interfaces before maps go.
+func removePins(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.Contains(strings.TrimPrefix(path, dir), "link") {
+			return err
+		}
+		return os.Remove(path)
+	})
+	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
+		return fmt.Errorf("remove what is pinned in %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package traffic
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Bulk is one transfer of many octets over TCP.
+type Bulk struct {
+	Octets   int64
+	Took     time.Duration
+	Sent     string         // SHA-256 at the sender, in hexadecimal
+	Received string         // SHA-256 at the receiver
+	Source   netip.AddrPort // the client's end as the server saw it
+}
+
+// Put sends octets of pseudo-random data to a Server at remote. It fails when
+// the two checksums differ.
+func Put(ctx context.Context, in Enter, remote netip.AddrPort, octets int64) (Bulk, error) {
+	return bulk(ctx, in, remote, wordPut, octets)
+}
+
+// Get fetches octets of pseudo-random data from a Server at remote. It fails
+// when the two checksums differ.
+func Get(ctx context.Context, in Enter, remote netip.AddrPort, octets int64) (Bulk, error) {
+	return bulk(ctx, in, remote, wordGet, octets)
+}
+
+func bulk(ctx context.Context, in Enter, remote netip.AddrPort, word string, octets int64) (Bulk, error) {
+	result := Bulk{Octets: octets}
+	conn, err := dial(ctx, in, "tcp", netip.AddrPort{}, remote, 10*time.Second)
+	if err != nil {
+		return result, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	reader := bufio.NewReaderSize(conn, 1024)
+	if result.Source, err = askSource(conn, reader); err != nil {
+		return result, err
+	}
+	arguments := fmt.Sprintf("%d %d", octets, rand.Uint64())
+	start := time.Now()
+	if _, err := fmt.Fprintf(conn, "%s %s\n", word, arguments); err != nil {
+		return result, fmt.Errorf("ask %s to %s: %w", remote, word, err)
+	}
+	var mine string
+	if word == wordPut {
+		mine, err = sendBulk(conn, arguments)
+	} else {
+		mine, err = receiveBulk(reader, arguments)
+	}
+	if err != nil {
+		return result, fmt.Errorf("%s %d octets at %s: %w", word, octets, remote, err)
+	}
+	theirs, err := reader.ReadString('\n')
+	if err != nil {
+		return result, fmt.Errorf("read the checksum of %s: %w", remote, err)
+	}
+	result.Took = time.Since(start)
+	result.Sent = strings.TrimPrefix(mine, wordSHA+" ")
+	result.Received = strings.TrimPrefix(strings.TrimSpace(theirs), wordSHA+" ")
+	if word == wordGet {
+		result.Sent, result.Received = result.Received, result.Sent
+	}
+	if result.Sent != result.Received {
+		return result, fmt.Errorf("%s %d octets at %s: the data changed on its way: sent %s, received %s", word, octets, remote, result.Sent, result.Received)
+	}
+	return result, nil
+}
+
+// askSource asks a server which source it sees.
+func askSource(conn io.Writer, reader *bufio.Reader) (netip.AddrPort, error) {
+	if _, err := io.WriteString(conn, "WHO\n"); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("ask for the source: %w", err)
+	}
+	line, err := reader.ReadString('\n')
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("read the source: %w", err)
+	}
+	source, _, err := parseSource(line)
+	return source, err
+}
+
+// bulkArguments reads "octets seed".
+func bulkArguments(arguments string) (octets int64, seed uint64, err error) {
+	if _, err := fmt.Sscanf(arguments, "%d %d", &octets, &seed); err != nil {
+		return 0, 0, fmt.Errorf("read %q as octets and seed: %w", arguments, err)
+	}
+	if octets < 0 {
+		return 0, 0, fmt.Errorf("transfer %d octets: less than none", octets)
+	}
+	return octets, seed, nil
+}
+
+// sendBulk writes the octets of a seed and returns "SHA256 hex" of them.
+func sendBulk(w io.Writer, arguments string) (string, error) {
+	octets, seed, err := bulkArguments(arguments)
+	if err != nil {
+		return "", err
+	}
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	random := rand.NewChaCha8(key)
+	sum := sha256.New()
+	buffer := make([]byte, 256<<10)
+	for left := octets; left > 0; {
+		chunk := buffer[:min(left, int64(len(buffer)))]
+		_, _ = random.Read(chunk) // never fails
+		sum.Write(chunk)
+		if _, err := w.Write(chunk); err != nil {
+			return "", fmt.Errorf("send, with %d octets left: %w", left, err)
+		}
+		left -= int64(len(chunk))
+	}
+	return wordSHA + " " + hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// receiveBulk reads the octets and returns "SHA256 hex" of them.
+func receiveBulk(r io.Reader, arguments string) (string, error) {
+	octets, _, err := bulkArguments(arguments)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	buffer := make([]byte, 256<<10)
+	for left := octets; left > 0; {
+		n, err := r.Read(buffer[:min(left, int64(len(buffer)))])
+		sum.Write(buffer[:n])
+		left -= int64(n)
+		if err != nil && left > 0 {
+			return "", fmt.Errorf("receive, with %d octets left: %w", left, err)
+		}
+	}
+	return wordSHA + " " + hex.EncodeToString(sum.Sum(nil)), nil
+}

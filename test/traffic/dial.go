@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package traffic
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dial opens a connected socket in the namespace. A fixed local port may be
+// one whose last connection is still in TIME_WAIT.
+func dial(ctx context.Context, in Enter, proto string, local, remote netip.AddrPort, timeout time.Duration) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: timeout}
+	dialer.SetMultipathTCP(false)
+	if local.Port() != 0 || local.Addr().IsValid() {
+		if !local.Addr().IsValid() {
+			local = netip.AddrPortFrom(unspecified(remote.Addr()), local.Port())
+		}
+		switch proto {
+		case "tcp":
+			dialer.LocalAddr = net.TCPAddrFromAddrPort(local)
+		case "udp":
+			dialer.LocalAddr = net.UDPAddrFromAddrPort(local)
+		}
+		dialer.Control = reuseAddress
+	}
+	var conn net.Conn
+	err := in(func() (err error) {
+		conn, err = dialer.DialContext(ctx, proto, remote.String())
+		return err
+	})
+	if err != nil {
+		if conn != nil {
+			conn.Close()
+		}
+		return nil, fmt.Errorf("open %s to %s: %w", proto, remote, err)
+	}
+	return conn, nil
+}
+
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func reuseAddress(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}); err != nil {
+		return err
+	}
+	return failed
+}
