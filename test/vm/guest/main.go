@@ -88,6 +88,9 @@ func work(todo order.Order, report *os.File) (exitCode int, err error) {
 			return 0, err
 		}
 	}
+	if err := os.Chdir(todo.Dir); err != nil {
+		return 0, fmt.Errorf("enter the working directory: %w", err)
+	}
 	path, err := exec.LookPath(todo.Command[0])
 	if err != nil {
 		return 0, fmt.Errorf("find the command: %w", err)
@@ -96,7 +99,6 @@ func work(todo order.Order, report *os.File) (exitCode int, err error) {
 		return 0, fmt.Errorf("report: %w", err)
 	}
 	process, err := os.StartProcess(path, todo.Command, &os.ProcAttr{
-		Dir:   todo.Dir,
 		Env:   append(os.Environ(), todo.Env...),
 		Files: []*os.File{null, output, output},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
