@@ -190,16 +190,17 @@ static __always_inline bool is_echo_reply(const struct packet *pkt)
 
 /* Reads the ports, or the identifier of an ICMP echo. False: the packet has
  * none that a flow could be known by (another protocol, an ICMP error, a later
- * fragment).
+ * fragment), or its transport header is cut short.
  */
 static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *pkt)
 {
-	__be16 ports[4];
+	__be16 ports[10]; /* as much as a TCP header has; the others have the first four */
 
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
-		if (bpf_skb_load_bytes(skb, pkt->l4_off, ports, 4))
+		if (pkt->proto == IPPROTO_TCP ? bpf_skb_load_bytes(skb, pkt->l4_off, ports, 20)
+					      : bpf_skb_load_bytes(skb, pkt->l4_off, ports, 8))
 			return false;
 		pkt->sport = ports[0];
 		pkt->dport = ports[1];

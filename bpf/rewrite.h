@@ -59,12 +59,12 @@ static __always_inline int rewrite_ipv4_addr(struct __sk_buff *skb, const struct
  * the store has to adjust it back for the address.
  */
 static __always_inline int rewrite_ipv6_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
-					     __u64 l4_flags, const struct addr *from, const struct addr *to)
+					     __u64 l4_flags, __u64 store, const struct addr *from,
+					     const struct addr *to)
 {
 	__u32 off = pkt->l3_off +
 		    (end == SOURCE ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
 	__s64 diff = bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to, sizeof(*to), 0);
-	__u64 store = 0;
 	int err;
 
 	err = bpf_l4_csum_replace(skb, checksum_offset(pkt), 0, diff, BPF_F_PSEUDO_HDR | F_IPV6 | l4_flags);
@@ -77,20 +77,31 @@ static __always_inline int rewrite_ipv6_addr(struct __sk_buff *skb, const struct
 	return bpf_skb_store_bytes(skb, off, to, sizeof(*to), store);
 }
 
+/* A UDP checksum of zero means none (RFC 768, RFC 6935) and stays so. */
+static __always_inline bool has_no_checksum(struct __sk_buff *skb, const struct packet *pkt)
+{
+	__be16 check;
+
+	return pkt->proto == IPPROTO_UDP &&
+	       !bpf_skb_load_bytes(skb, checksum_offset(pkt), &check, sizeof(check)) && !check;
+}
+
 /* Puts addr:port in place of one end. 0, or -1 when the packet could not be
  * made writable; it then leaves unchanged.
  */
 static __always_inline int rewrite_end(struct __sk_buff *skb, const struct packet *pkt, enum end end,
 				       const struct addr *addr, __be16 port)
 {
-	/* A UDP checksum of zero means none (RFC 768) and stays so. */
+	/* A checksum that comes out as zero is sent as 0xffff. */
 	__u64 l4_flags = pkt->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	/* Without a checksum nothing cancels the change in skb->csum. */
+	__u64 store = has_no_checksum(skb, pkt) ? BPF_F_RECOMPUTE_CSUM : 0;
 	const struct addr *old = end == SOURCE ? &pkt->src : &pkt->dst;
 	__be16 old_port = end == SOURCE ? pkt->sport : pkt->dport;
 	int err;
 
 	if (pkt->ipv6)
-		err = rewrite_ipv6_addr(skb, pkt, end, l4_flags, old, addr);
+		err = rewrite_ipv6_addr(skb, pkt, end, l4_flags, store, old, addr);
 	else
 		err = rewrite_ipv4_addr(skb, pkt, end, l4_flags, old->word[3], addr->word[3]);
 	if (err)
@@ -99,5 +110,5 @@ static __always_inline int rewrite_end(struct __sk_buff *skb, const struct packe
 		return 0;
 	if (bpf_l4_csum_replace(skb, checksum_offset(pkt), old_port, port, l4_flags | sizeof(port)))
 		return -1;
-	return bpf_skb_store_bytes(skb, port_offset(pkt, end), &port, sizeof(port), 0);
+	return bpf_skb_store_bytes(skb, port_offset(pkt, end), &port, sizeof(port), store);
 }
