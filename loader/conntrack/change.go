@@ -53,6 +53,9 @@ const settable = SeenReply | Assured | FixedTimeout
 const scaleMax = 14
 
 func (e Entry) check() error {
+	if err := e.Orig.checkRequest(); err != nil {
+		return err
+	}
 	switch {
 	case e.Timeout <= 0:
 		return errors.New("entry has no timeout")
@@ -65,7 +68,7 @@ func (e Entry) check() error {
 	case e.TCP != nil && (e.TCP.OrigScale > scaleMax || e.TCP.ReplyScale > scaleMax):
 		return fmt.Errorf("window scales %d and %d, at most %d", e.TCP.OrigScale, e.TCP.ReplyScale, scaleMax)
 	}
-	return e.Orig.checkRequest()
+	return nil
 }
 
 // message encodes the request. The reply tuple is the plain inverse of the

@@ -85,18 +85,19 @@ func listen(groups Groups, buffer int) (*Listener, error) {
 	return &Listener{socket: s}, nil
 }
 
-// Close ends the subscription and any Receive.
+// Close ends the subscription and any Receive, which returns os.ErrClosed.
 func (l *Listener) Close() error { return l.socket.close() }
 
 // Receive hands events to handle, one at a time and in the kernel's order,
 // until ctx ends (then it returns nil), handle returns an error (which it
 // returns) or the socket breaks. When the buffer ran over it says Overrun and
-// goes on. A handle that takes long makes that likelier; it owns the Flow.
+// goes on: all that was lost was lost before, so a dump made from then on makes
+// up for it. A handle that takes long makes that likelier; it owns the Flow.
 func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
 	if err := l.socket.conn.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("listen to conntrack events: %w", err)
+		return l.broken(err)
 	}
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -109,9 +110,10 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 			<-woken // or it might hit the next Receive
 		}
 	}()
+	lost := false
 	for {
 		var handled error
-		err := l.socket.receive(func(m netlink.Message) error {
+		err := l.socket.receive(lost, func(m netlink.Message) error {
 			handled = handleEvent(ctx, m, handle)
 			return handled
 		})
@@ -121,15 +123,27 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 		case handled != nil:
 			return handled
 		case errors.Is(err, unix.ENOBUFS):
+			// From now until it is empty the kernel puts nothing into the
+			// buffer, and tells of no further loss. So read on until then.
+			lost = true
+		case lost && errors.Is(err, unix.EAGAIN):
+			lost = false
 			if err := handle(Event{Type: Overrun}); err != nil {
 				return err
 			}
-		case errors.Is(err, os.ErrClosed):
-			return fmt.Errorf("listen to conntrack events: %w", os.ErrClosed)
 		case err != nil:
-			return fmt.Errorf("listen to conntrack events: %w", err)
+			return l.broken(err)
 		}
 	}
+}
+
+// broken explains why Receive cannot go on: os.ErrClosed after Close, which the
+// runtime says in several ways.
+func (l *Listener) broken(err error) error {
+	if l.socket.closed.Load() {
+		err = os.ErrClosed
+	}
+	return fmt.Errorf("listen to conntrack events: %w", err)
 }
 
 func handleEvent(ctx context.Context, m netlink.Message, handle func(Event) error) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,10 +36,11 @@ const (
 // ever sending one. It also hands out one message at a time from one buffer,
 // and an error message does not hide those after it.
 type socket struct {
-	mu   sync.Mutex // one exchange at a time
-	conn *netlink.Conn
-	raw  syscall.RawConn
-	buf  []byte
+	mu     sync.Mutex // one exchange at a time
+	conn   *netlink.Conn
+	raw    syscall.RawConn
+	buf    []byte
+	closed atomic.Bool
 }
 
 // dialSocket opens a socket in the network namespace of the calling thread.
@@ -70,6 +72,7 @@ func (s *socket) setUp(buffer int) (err error) {
 }
 
 func (s *socket) close() error {
+	s.closed.Store(true)
 	if err := s.conn.Close(); err != nil {
 		return fmt.Errorf("close netfilter socket: %w", err)
 	}
@@ -77,8 +80,9 @@ func (s *socket) close() error {
 }
 
 // receive waits for one datagram and hands each of its messages to handle,
-// whose error ends it. The messages are only valid during the call.
-func (s *socket) receive(handle func(netlink.Message) error) error {
+// whose error ends it. The messages are only valid during the call. With poll
+// it does not wait but returns EAGAIN.
+func (s *socket) receive(poll bool, handle func(netlink.Message) error) error {
 	n := 0
 	var from unix.Sockaddr
 	var errno error
@@ -86,7 +90,7 @@ func (s *socket) receive(handle func(netlink.Message) error) error {
 		for {
 			n, from, errno = unix.Recvfrom(int(fd), s.buf, unix.MSG_TRUNC)
 			if !errors.Is(errno, unix.EINTR) {
-				return !errors.Is(errno, unix.EAGAIN)
+				return poll || !errors.Is(errno, unix.EAGAIN)
 			}
 		}
 	})
@@ -179,7 +183,7 @@ func (s *socket) exchangeBatch(messages []netlink.Message, answers []answer) err
 		return fmt.Errorf("set deadline of netfilter socket: %w", err)
 	}
 	for len(waiting) > 0 {
-		err := s.receive(func(m netlink.Message) error {
+		err := s.receive(false, func(m netlink.Message) error {
 			i, ok := waiting[m.Header.Sequence]
 			if !ok {
 				return nil // left over from an exchange that broke

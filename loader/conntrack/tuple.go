@@ -179,6 +179,9 @@ func (t *Tuple) decode(ad *netlink.AttributeDecoder) error {
 			t.Zone = ad.Uint16()
 		}
 	}
+	if err := ad.Err(); err != nil {
+		return err
+	}
 	return t.check()
 }
 
