@@ -234,7 +234,7 @@ func (d *Dataplane) detachHook(ifindex int, h hook) error {
 	return nil
 }
 
-// attachments lists the interfaces that have a pinned link, a filter of ours or
+// attachments lists the interfaces that have a pinned link, filters of ours or
 // an entry in ifaces.
 func (d *Dataplane) attachments() ([]int, error) {
 	seen := make(map[int]bool)

@@ -20,6 +20,26 @@ const filterHandle = 0x7669
 
 func filterName(h hook) string { return "vippin_" + h.name }
 
+// filterMark is a directory that stands for "filters of ours are on this
+// interface", so that they are found again after they have left every plan.
+func (d *Dataplane) filterMark(ifindex int) string {
+	return filepath.Join(d.dir, linksDir, fmt.Sprintf("%d-filters", ifindex))
+}
+
+func setMark(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("note what is attached: %w", err)
+	}
+	return nil
+}
+
+func clearMark(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget what was attached: %w", err)
+	}
+	return nil
+}
+
 // clsactMark is a directory that stands for "the clsact queue discipline of this
 // interface is ours to remove": bpffs holds no ordinary files.
 func (d *Dataplane) clsactMark(ifindex int) string {
@@ -30,6 +50,9 @@ func (d *Dataplane) clsactMark(ifindex int) string {
 // without tcx. Other people's filters and queue disciplines are left alone.
 func (d *Dataplane) attachFilter(ifindex int, h hook) error {
 	if err := d.ensureClsact(ifindex, h); err != nil {
+		return err
+	}
+	if err := setMark(d.filterMark(ifindex)); err != nil {
 		return err
 	}
 	filter, err := findFilter(ifindex, h)
@@ -77,10 +100,7 @@ func (d *Dataplane) ensureClsact(ifindex int, h hook) error {
 			QdiscType: "clsact",
 		})
 		if err == nil {
-			if err := os.Mkdir(d.clsactMark(ifindex), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-				return fmt.Errorf("note that the clsact queue discipline is ours: %w", err)
-			}
-			return nil
+			return setMark(d.clsactMark(ifindex))
 		}
 		if !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add clsact queue discipline: %w", err)
@@ -189,13 +209,10 @@ func (d *Dataplane) detachFilter(ifindex int, h hook) error {
 	return d.releaseClsact(ifindex)
 }
 
-// releaseClsact removes the clsact queue discipline if we made it and it is
-// empty. With other people's filters in it, it is theirs from now on.
+// releaseClsact clears up when both filters are gone. It removes the clsact
+// queue discipline if we made it and it is empty; with other people's filters
+// in it, it is theirs from now on.
 func (d *Dataplane) releaseClsact(ifindex int) error {
-	mark := d.clsactMark(ifindex)
-	if _, err := os.Stat(mark); err != nil {
-		return nil
-	}
 	foreign := false
 	for _, h := range hooks {
 		list, err := filters(ifindex, h)
@@ -204,28 +221,35 @@ func (d *Dataplane) releaseClsact(ifindex int) error {
 		}
 		for _, filter := range list {
 			if ours, ok := filter.(*netlink.BpfFilter); ok && ours.Name == filterName(h) {
-				return nil // the other hook still uses it
+				return nil
 			}
 			foreign = true
 		}
 	}
-	kind, err := clsactKind(ifindex)
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return err
-	}
-	if kind == "clsact" && !foreign {
-		err := netlink.QdiscDel(&netlink.GenericQdisc{
-			QdiscAttrs: netlink.QdiscAttrs{
-				LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-			},
-			QdiscType: "clsact",
-		})
-		if err != nil {
-			return fmt.Errorf("remove clsact queue discipline: %w", err)
+	if _, err := os.Stat(d.clsactMark(ifindex)); err == nil && !foreign {
+		if err := removeClsact(ifindex); err != nil {
+			return err
 		}
 	}
-	if err := os.Remove(mark); err != nil {
-		return fmt.Errorf("forget the clsact queue discipline: %w", err)
+	return errors.Join(clearMark(d.clsactMark(ifindex)), clearMark(d.filterMark(ifindex)))
+}
+
+func removeClsact(ifindex int) error {
+	kind, err := clsactKind(ifindex)
+	if errors.Is(err, unix.ENODEV) || err == nil && kind != "clsact" {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = netlink.QdiscDel(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+		},
+		QdiscType: "clsact",
+	})
+	if err != nil {
+		return fmt.Errorf("remove clsact queue discipline: %w", err)
 	}
 	return nil
 }

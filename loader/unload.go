@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"vippin/loader/conntrack"
+)
+
+// UnloadReport counts the flows that had a mapping. Flows that ended, or that
+// conntrack translates to the public end anyway, need nothing and are not
+// counted.
+type UnloadReport struct {
+	Converted int // go on, translated by conntrack itself
+	Broken    int // lose their public end
+}
+
+const (
+	convertBatch  = 64 // one exchange with conntrack; between deletion and creation of one entry nothing happens
+	convertRounds = 4  // over the mappings, for flows whose entries change under our hands
+)
+
+// Unload takes the dataplane out of force and removes everything pinned. Living
+// mappings become native conntrack entries first, with the public end as their
+// NAT source, so that their flows go on unchanged. If some cannot, it changes
+// nothing and returns an error that says how many would break, unless force is
+// set. The Dataplane can then only be closed.
+func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
+	var report UnloadReport
+	unlock, err := lockDir(d.dir)
+	if err != nil {
+		return report, err
+	}
+	defer unlock()
+	conn, err := conntrack.Dial()
+	if err != nil {
+		return report, fmt.Errorf("unload: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	c := &converter{d: d, conn: conn}
+	restore, err := d.disablePins()
+	if err != nil {
+		return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
+	}
+	if !force {
+		broken, err := c.foresee()
+		if err == nil && broken > 0 {
+			report.Broken = broken
+			err = fmt.Errorf("%d living flows would break: end them first, or force it", broken)
+		}
+		if err != nil {
+			return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
+		}
+	}
+	if report, err = c.convert(); err != nil {
+		return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
+	}
+	if err := errors.Join(d.detachAll(), d.unpinAll()); err != nil {
+		return report, fmt.Errorf("unload: %w", err)
+	}
+	return report, nil
+}
+
+// disablePins keeps new mappings from being made. restore undoes it.
+func (d *Dataplane) disablePins() (restore func() error, err error) {
+	changed := make(map[uint32]pinValue)
+	restore = func() error {
+		var errs []error
+		for id, pin := range changed {
+			errs = append(errs, d.maps.Pins.Put(id, pin))
+		}
+		return errors.Join(errs...)
+	}
+	pins, err := d.usedPins()
+	if err != nil {
+		return restore, err
+	}
+	for id, pin := range pins {
+		if pin.Flags&pinEnabled == 0 {
+			continue
+		}
+		changed[id] = pin
+		pin.Flags &^= pinEnabled
+		if err := d.maps.Pins.Put(id, pin); err != nil {
+			return restore, fmt.Errorf("switch pin %d off: %w", id, err)
+		}
+	}
+	return restore, nil
+}
+
+// converter turns mappings into native conntrack entries.
+type converter struct {
+	d    *Dataplane
+	conn *conntrack.Conn
+}
+
+// conversion is one mapping with its living conntrack entry.
+type conversion struct {
+	key  flowKey
+	end  publicEnd
+	flow *conntrack.Flow
+}
+
+// living hands every mapping that is not native yet and whose flow lives to
+// yield, in batches.
+func (c *converter) living(yield func([]conversion) error) error {
+	var failed error
+	var batch []conversion
+	flush := func() bool {
+		var alive []conversion
+		if alive, failed = c.alive(batch); failed == nil && len(alive) > 0 {
+			failed = yield(alive)
+		}
+		batch = batch[:0]
+		return failed == nil
+	}
+	err := scanMap(c.d.maps.ByLocal, func(key flowKey, end publicEnd) bool {
+		if end.Flags&mappingNative != 0 {
+			return true
+		}
+		batch = append(batch, conversion{key: key, end: end})
+		return len(batch) < convertBatch || flush()
+	})
+	if err == nil && failed == nil && len(batch) > 0 {
+		flush()
+	}
+	return errors.Join(err, failed)
+}
+
+func (c *converter) alive(batch []conversion) ([]conversion, error) {
+	tuples := make([]conntrack.Tuple, len(batch))
+	for i := range batch {
+		tuples[i] = replyTuple(&batch[i].key, 0)
+	}
+	flows, err := c.conn.GetBatch(tuples)
+	if err != nil {
+		return nil, err
+	}
+	var alive []conversion
+	for i, flow := range flows {
+		if isOurs(flow, tuples[i]) {
+			batch[i].flow = flow
+			alive = append(alive, batch[i])
+		}
+	}
+	return alive, nil
+}
+
+// foresee counts the flows that no native entry can be made for.
+func (c *converter) foresee() (broken int, err error) {
+	err = c.living(func(batch []conversion) error {
+		for i := range batch {
+			if !convertible(&batch[i]) {
+				broken++
+			}
+		}
+		return nil
+	})
+	return broken, err
+}
+
+// convertible tells whether a native entry carries the flow as well. Entries of
+// other protocols have no ports that NAT could choose; of flows with a helper
+// the expectations would be lost.
+func convertible(what *conversion) bool {
+	switch what.key.Proto {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6,
+		unix.IPPROTO_UDPLITE, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP:
+	default:
+		return false
+	}
+	return what.flow.Helper == "" && what.flow.Master == nil
+}
+
+// convert converts what it can. A round sees the flows whose entries were
+// renewed by a packet during the one before.
+func (c *converter) convert() (report UnloadReport, err error) {
+	for round := range convertRounds {
+		left := 0
+		err = c.living(func(batch []conversion) error {
+			converted, broken, err := c.convertBatch(batch)
+			report.Converted += converted
+			left += broken
+			return err
+		})
+		if err != nil || left == 0 {
+			break
+		}
+		if round == convertRounds-1 {
+			report.Broken = left
+		}
+	}
+	return report, err
+}
+
+// convertBatch replaces the conntrack entries of a batch and marks the mappings
+// native. In that order: a packet that arrives in between is still brought to
+// the local end, where nobody answers with the public address. Marked first, it
+// would meet the router itself, whose RST the other side would believe.
+func (c *converter) convertBatch(batch []conversion) (converted, failed int, err error) {
+	var replacements []conntrack.Replacement
+	var possible []conversion
+	for i := range batch {
+		if convertible(&batch[i]) {
+			possible = append(possible, batch[i])
+			replacements = append(replacements, conntrack.Replacement{Old: batch[i].flow.Ref(), New: native(&batch[i])})
+		}
+	}
+	failed = len(batch) - len(possible)
+	if len(possible) == 0 {
+		return 0, failed, nil
+	}
+	results, err := c.conn.Replace(replacements)
+	if err != nil {
+		return 0, failed, err
+	}
+	// A packet was faster and made a new entry, which has another ID.
+	var again []conntrack.Replacement
+	var who []int
+	for i, result := range results {
+		if errors.Is(result, conntrack.ErrExist) {
+			replacement := replacements[i]
+			replacement.Old.ID = 0
+			again, who = append(again, replacement), append(who, i)
+		}
+	}
+	if len(again) > 0 {
+		second, err := c.conn.Replace(again)
+		if err != nil {
+			return 0, failed, err
+		}
+		for i, result := range second {
+			results[who[i]] = result
+		}
+	}
+	for i, result := range results {
+		if result != nil {
+			c.d.log.Debug("convert mapping", "error", result)
+			failed++
+			continue
+		}
+		if err := c.d.markNative(&possible[i]); err != nil {
+			return converted, failed, err
+		}
+		converted++
+	}
+	return converted, failed, nil
+}
+
+// native is the entry that translates a flow to its public end by itself.
+func native(what *conversion) conntrack.Entry {
+	flow := what.flow
+	entry := conntrack.Entry{
+		Orig: flow.Orig, NATSrc: endAddrPort(what.end.Addr.Word, what.end.Port),
+		Timeout: max(flow.Timeout, time.Second), Status: flow.Status, Mark: flow.Mark, TCP: flow.TCP,
+	}
+	if flow.Status&conntrack.DstNAT != 0 { // port-forwarded elsewhere as well
+		entry.NATDst = flow.Reply.Source()
+	}
+	return entry
+}
+
+// markNative stops the rewriting of a mapping, answers first.
+func (d *Dataplane) markNative(what *conversion) error {
+	public := publicKey(what.key, &what.end)
+	var local localEnd
+	there, err := found(d.maps.ByPublic.Lookup(public, &local))
+	if err == nil && there {
+		local.Flags |= mappingNative
+		err = ignoreNotExist(d.maps.ByPublic.Update(public, local, ebpf.UpdateExist))
+	}
+	if err != nil {
+		return fmt.Errorf("mark mapping native: %w", err)
+	}
+	end := what.end
+	end.Flags |= mappingNative
+	if err := ignoreNotExist(d.maps.ByLocal.Update(what.key, end, ebpf.UpdateExist)); err != nil {
+		return fmt.Errorf("mark mapping native: %w", err)
+	}
+	return nil
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// detachAll takes the programs off every interface.
+func (d *Dataplane) detachAll() error {
+	list, err := d.attachments()
+	errs := []error{err}
+	for _, ifindex := range list {
+		if err := d.detach(ifindex); err != nil {
+			errs = append(errs, fmt.Errorf("interface %d: %w", ifindex, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unpinAll removes the bpffs directory. Whatever is in it is ours: the maps,
+// and what an interrupted start left.
+func (d *Dataplane) unpinAll() error {
+	for _, dir := range []string{filepath.Join(d.dir, linksDir), d.dir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("unpin: %w", err)
+		}
+		for _, entry := range entries {
+			if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil {
+				return fmt.Errorf("unpin: %w", err)
+			}
+		}
+	}
+	// A directory that is a mount point of its own stays, empty.
+	if err := os.Remove(d.dir); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("unpin: %w", err)
+	}
+	return nil
+}
