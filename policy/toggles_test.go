@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"maps"
+	"strings"
+	"testing"
+)
+
+func TestTogglesRoundTrip(t *testing.T) {
+	toggles := Toggles{{VLAN: VLAN{Outer: 2}}: false, {VLAN: VLAN{Outer: 3}, Name: "voip"}: true, {VLAN: VLAN{100, 20}}: true, {}: false}
+	data, err := EncodeToggles(toggles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{
+  "version": 1,
+  "toggles": {
+    "0": false,
+    "100.20": true,
+    "2": false,
+    "3/voip": true
+  }
+}
+`
+	if string(data) != want {
+		t.Errorf("written as\n%s\nwant\n%s", data, want)
+	}
+	again, err := DecodeToggles(data)
+	if err != nil || !maps.Equal(again, toggles) {
+		t.Errorf("reads as %v, %v; want %v", again, err, toggles)
+	}
+	none, err := EncodeToggles(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := DecodeToggles(none); err != nil || again == nil || len(again) != 0 {
+		t.Errorf("no toggles read as %v, %v", again, err)
+	}
+}
+
+func TestDecodeTogglesDamaged(t *testing.T) {
+	for _, text := range []string{
+		"", "\x00\x00\x00", "{", "null", "[]", `{"version":1}`, `{"version":1,"toggles":null}`, `{"version":1,"toggles":{"2":"yes"}}`,
+		`{"version":1,"toggles":{"2":null}}`, `{"version":1,"toggles":{"020":true}}`, `{"version":1,"toggles":{"2/":true}}`,
+		`{"version":1,"toggles":{},"more":1}`, `{"version":1,"toggles":{}} x`, `{"version":1,"toggles":{"2":tr`,
+	} {
+		got, err := DecodeToggles([]byte(text))
+		if err == nil || got != nil {
+			t.Errorf("%q reads as %v, want an error", text, got)
+		} else if !strings.Contains(err.Error(), "remove") {
+			t.Errorf("%q: the error names no way out: %v", text, err)
+		}
+	}
+	if _, err := DecodeToggles([]byte(`{"version":2,"toggles":[]}`)); err == nil || !strings.Contains(err.Error(), "version 2 was written by another vippin") {
+		t.Errorf("a newer file: %v", err)
+	}
+}
+
+func TestTogglesBeatTheConfiguration(t *testing.T) {
+	key, other := PinKey{VLAN: VLAN{Outer: 2}}, PinKey{VLAN: VLAN{Outer: 2}, Name: "b"}
+	var none Toggles
+	off := none.With(key, false)
+	for _, test := range []struct {
+		toggles    Toggles
+		key        PinKey
+		configured bool
+		on         bool
+		by         EnabledBy
+	}{
+		{none, key, true, true, EnabledByConfig}, {none, key, false, false, EnabledByConfig},
+		{off, key, true, false, EnabledByToggle}, {off, key, false, false, EnabledByToggle},
+		{off, other, true, true, EnabledByConfig},
+		{off.With(key, true), key, false, true, EnabledByToggle},
+		{off.Without(key), key, true, true, EnabledByConfig},
+	} {
+		if on, by := test.toggles.Decide(test.key, test.configured); on != test.on || by != test.by {
+			t.Errorf("%v of %v, configured %t: %t by %s; want %t by %s", test.key, test.toggles, test.configured, on, by, test.on, test.by)
+		}
+	}
+	if len(none) != 0 || len(off) != 1 {
+		t.Error("With or Without changed what it was called on")
+	}
+}
