@@ -18,9 +18,9 @@ import (
 	"vippin/policy"
 )
 
-// advertScratch's first part is what the ring buffer carries, followed by the
-// octets of the packet.
-const advertHeader = int(unsafe.Offsetof(bpf.DataplaneAdvertScratch{}.Payload))
+// advertHeader is the size of what stands before a packet's octets in the ring
+// buffer.
+const advertHeader = int(unsafe.Sizeof(bpf.DataplaneAdvert{}))
 
 // Adverts hands every VRRP packet that the programs see to handle, in order,
 // until ctx ends; then it returns nil. There is one ring buffer: of several
@@ -57,9 +57,8 @@ func decodeAdvert(record []byte) (policy.AdvertSeen, error) {
 	if len(record) < advertHeader {
 		return policy.AdvertSeen{}, fmt.Errorf("a record of %d octets is shorter than its header", len(record))
 	}
-	var raw bpf.DataplaneAdvertScratch
-	head := &raw.Head
-	if _, err := binary.Decode(record[:advertHeader], binary.NativeEndian, head); err != nil {
+	var head bpf.DataplaneAdvert
+	if _, err := binary.Decode(record[:advertHeader], binary.NativeEndian, &head); err != nil {
 		return policy.AdvertSeen{}, fmt.Errorf("decode a record: %w", err)
 	}
 	payload := record[advertHeader:]

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"vippin/bpf"
 	"vippin/policy"
 )
 
@@ -35,10 +36,20 @@ func (c PinCounters) TotalUnpinned() (packets uint64) {
 	return packets
 }
 
-// unpinnedReasons names the counters of enum pin_counter from PIN_OFF on.
-var unpinnedReasons = [...]string{
-	"off", "backup", "stale_role", "born_before", "no_vip", "source", "helper", "full", "no_port", "no_conntrack",
-	"fragment", "error",
+// unpinnedReasons names the counters of packets that were left alone.
+var unpinnedReasons = map[bpf.DataplanePinCounter]string{
+	bpf.DataplanePinCounterPIN_OFF:          "off",
+	bpf.DataplanePinCounterPIN_BACKUP:       "backup",
+	bpf.DataplanePinCounterPIN_STALE_ROLE:   "stale_role",
+	bpf.DataplanePinCounterPIN_BORN_BEFORE:  "born_before",
+	bpf.DataplanePinCounterPIN_NO_VIP:       "no_vip",
+	bpf.DataplanePinCounterPIN_SOURCE:       "source",
+	bpf.DataplanePinCounterPIN_HELPER:       "helper",
+	bpf.DataplanePinCounterPIN_FULL:         "full",
+	bpf.DataplanePinCounterPIN_NO_PORT:      "no_port",
+	bpf.DataplanePinCounterPIN_NO_CONNTRACK: "no_conntrack",
+	bpf.DataplanePinCounterPIN_FRAGMENT:     "fragment",
+	bpf.DataplanePinCounterPIN_ERROR:        "error",
 }
 
 // PinCounters reads the counters of every pin, retired ones too. Pin 0 counts
@@ -67,12 +78,16 @@ func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
 		packets[i] = n
 	}
 	c := PinCounters{
-		Pinned: packets[pinPinned], Returned: packets[pinReturned], Created: packets[pinCreated],
-		VIPWhileBackup: packets[pinVIPWhileBackup], Foreign: packets[pinForeign], Clash: packets[pinClash],
-		Unpinned: make(map[string]uint64),
+		Pinned:         packets[bpf.DataplanePinCounterPIN_PINNED],
+		Returned:       packets[bpf.DataplanePinCounterPIN_RETURNED],
+		Created:        packets[bpf.DataplanePinCounterPIN_CREATED],
+		VIPWhileBackup: packets[bpf.DataplanePinCounterPIN_VIP_WHILE_BACKUP],
+		Foreign:        packets[bpf.DataplanePinCounterPIN_FOREIGN],
+		Clash:          packets[bpf.DataplanePinCounterPIN_CLASH],
+		Unpinned:       make(map[string]uint64),
 	}
-	for i, reason := range unpinnedReasons {
-		c.Unpinned[reason] = packets[pinOff+i]
+	for counter, reason := range unpinnedReasons {
+		c.Unpinned[reason] = packets[counter]
 	}
 	return c, nil
 }
@@ -93,7 +108,7 @@ func sumOfCPUs(m *ebpf.Map, index uint32) (sum uint64, err error) {
 // that user space did not read in time.
 func (d *Dataplane) VRRPCounters() (map[string]uint64, error) {
 	all := make(map[string]uint64)
-	for i := range uint32(vrrpCounters) {
+	for i := range vrrpCounters {
 		name := policy.AdvertReason(i).String()
 		if i == vrrpRingFull {
 			name = "ring_full"

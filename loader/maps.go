@@ -33,6 +33,26 @@ type (
 	vridKey    = bpf.DataplaneVridKey
 )
 
+// The programs' numbers, likewise.
+const (
+	mappingNative = uint8(bpf.DataplaneMappingFlagsMAPPING_NATIVE)
+	mappingAcked  = uint8(bpf.DataplaneMappingFlagsMAPPING_ACKED)
+
+	pinUsed    = uint32(bpf.DataplanePinFlagsPIN_USED)
+	pinEnabled = uint32(bpf.DataplanePinFlagsPIN_ENABLED)
+	pinToggled = uint32(bpf.DataplanePinFlagsPIN_TOGGLED)
+	pinRetired = uint32(bpf.DataplanePinFlagsPIN_RETIRED)
+	pinHeld    = uint32(1 << 31) // user space's own: its living flows are not noted yet
+
+	pinCounters   = uint32(bpf.DataplanePinCounterPIN_COUNTERS)
+	vrrpCounters  = uint32(bpf.DataplaneVrrpCounterVRRP_COUNTERS)
+	vrrpRingFull  = uint32(bpf.DataplaneVrrpCounterVRRP_RING_FULL)
+	pinBornBefore = bpf.DataplanePinCounterPIN_BORN_BEFORE
+
+	maxPins   = 4096 // MAX_PINS and MAX_GROUPS in bpf/maps.h: numbers below are possible
+	maxGroups = 4096
+)
+
 // addrWords writes an address as the maps hold it: 16 octets in network order,
 // IPv4 as ::ffff:a.b.c.d, the zero Addr as zeros.
 func addrWords(addr netip.Addr) (words [4]uint32) {

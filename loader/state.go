@@ -194,7 +194,7 @@ func (d *Dataplane) clearGroups(now, want map[uint32]groupValue) error {
 func (d *Dataplane) clearCounters(pin uint32) error {
 	zeros := make([]uint64, ebpf.MustPossibleCPU())
 	var errs []error
-	for counter := range uint32(pinCounters) {
+	for counter := range pinCounters {
 		errs = append(errs, d.maps.PinCounters.Put(pin*pinCounters+counter, zeros))
 	}
 	return errors.Join(errs...)
