@@ -91,14 +91,23 @@ func (n *numbers) free() uint32 {
 }
 
 // numberGroups numbers the groups of the configuration, then those that pins
-// have of their own. A number of current is not given to another group.
+// have of their own. A number of current that is still in use there is not
+// given to another group.
 func (p *planner) numberGroups() {
 	p.groups = map[string]uint32{}
 	before := map[string]uint32{}
 	ids := &numbers{taken: map[uint32]bool{}}
 	for _, group := range p.current.Groups {
 		before[group.Name] = group.ID
-		ids.take(group.ID)
+	}
+	for _, pin := range p.current.Pins {
+		ids.take(pin.Group)
+	}
+	for _, group := range p.cfg.Groups {
+		ids.take(before[group.Name])
+	}
+	for _, pin := range p.cfg.Pins {
+		ids.take(before[pin.GroupName()])
 	}
 	add := func(name string) {
 		if _, there := p.groups[name]; there {
@@ -187,26 +196,25 @@ func (p *planner) retirePins() {
 }
 
 // assignSlots gives every interface with a pin one slot, shared by the pins on
-// it. The interface that a pin was on before has the first claim to the pin's
-// slot, then the one that it has moved to, so that no two share a slot and
-// living mappings stay where they are. A retired or absent pin keeps its slot.
+// it. First an interface claims the slot that it has, as its pins tell; then
+// the slots of pins that were absent or retired come into question, then those
+// of pins that have moved. So no two interfaces share a slot, and living
+// mappings stay where they are. A retired or absent pin keeps its slot.
 func (p *planner) assignSlots() {
 	slots := &numbers{taken: map[uint32]bool{0: true}}
-	owner := map[uint32]int{} // slot -> ifindex
-	claim := func(moved bool) {
+	owned := map[uint32]bool{} // slots
+	claim := func(counts func(now, before PlanPin) bool) {
 		for _, pin := range p.plan.Pins {
-			_, owned := owner[pin.Slot]
-			if pin.Ifindex == 0 || pin.Slot == 0 || owned || p.slotOf[pin.Ifindex] != 0 {
-				continue
+			if pin.Ifindex != 0 && pin.Slot != 0 && !owned[pin.Slot] && p.slotOf[pin.Ifindex] == 0 && counts(pin, p.before[pin.Key()]) {
+				owned[pin.Slot], p.slotOf[pin.Ifindex] = true, pin.Slot
 			}
-			if moved == (p.before[pin.Key()].Interface == pin.Interface) {
-				continue
-			}
-			owner[pin.Slot], p.slotOf[pin.Ifindex] = pin.Ifindex, pin.Slot
 		}
 	}
-	claim(false)
-	claim(true)
+	claim(func(now, before PlanPin) bool {
+		return before.Interface == now.Interface && before.Ifindex != 0 && !before.Retired
+	})
+	claim(func(now, before PlanPin) bool { return before.Interface == now.Interface })
+	claim(func(now, before PlanPin) bool { return true })
 	for _, pin := range p.current.Pins {
 		slots.take(pin.Slot)
 	}
