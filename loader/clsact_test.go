@@ -69,7 +69,7 @@ func mustKind(t *testing.T, ifindex int, want string) {
 // TestClsact: without tcx the programs are filters of a clsact queue discipline
 // that comes and goes with them; they are replaced in place.
 func TestClsact(t *testing.T) {
-	newNamespace(t)
+	enterNamespace(t)
 	ifindex := addVeth(t, "wan0", "wan1")
 	opts := Options{BPFFS: testBPFFS(t), noTCX: true}
 	first := mustLoad(t, opts)
@@ -100,7 +100,7 @@ func TestClsact(t *testing.T) {
 func TestForeignClsact(t *testing.T) {
 	for _, early := range []bool{true, false} {
 		t.Run(map[bool]string{true: "before", false: "after"}[early], func(t *testing.T) {
-			newNamespace(t)
+			enterNamespace(t)
 			ifindex := addVeth(t, "wan0", "wan1")
 			foreign := countingProgram(t)
 			d := mustLoad(t, Options{BPFFS: testBPFFS(t), noTCX: true})
@@ -149,7 +149,7 @@ func TestForeignClsact(t *testing.T) {
 // TestIngressQdisc: an ingress queue discipline is respected. tcx does not mind
 // it; without tcx there is no egress hook, which the error says.
 func TestIngressQdisc(t *testing.T) {
-	newNamespace(t)
+	enterNamespace(t)
 	wan, good := addVeth(t, "wan0", "wan1"), addVeth(t, "lan0", "lan1")
 	addQdisc(t, wan, "ingress")
 	plan := onePin(wan, "wan0", true)

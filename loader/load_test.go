@@ -20,7 +20,7 @@ import (
 // TestLoad is what every supported kernel must pass: all programs load, and are
 // attached to an interface. The VM smoke test runs it by this name.
 func TestLoad(t *testing.T) {
-	newNamespace(t)
+	enterNamespace(t)
 	ifindex := addVeth(t, "wan0", "wan1")
 	dir := testBPFFS(t)
 	d := mustLoad(t, Options{BPFFS: dir})
@@ -70,7 +70,7 @@ func linkState(t *testing.T, d *Dataplane, ifindex int, h hook) (link.ID, ebpf.P
 // TestTakeover: what a process leaves, the next one finds: mappings, toggles,
 // attachments, whose programs it replaces in place.
 func TestTakeover(t *testing.T) {
-	newNamespace(t)
+	enterNamespace(t)
 	ifindex := addVeth(t, "wan0", "wan1")
 	opts := Options{BPFFS: testBPFFS(t)}
 	first := mustLoad(t, opts)
@@ -130,7 +130,7 @@ func testMapping(t *testing.T, d *Dataplane, port uint16) (flowKey, publicEnd) {
 }
 
 func TestIncompatibleMap(t *testing.T) {
-	newNamespace(t)
+	enterNamespace(t)
 	for _, test := range []struct {
 		name string
 		err  string // "": taken in stride
@@ -175,7 +175,7 @@ func TestIncompatibleMap(t *testing.T) {
 // TestForeignTCX: other people's programs on the same hooks stay, run, and sit on
 // the system's side of ours.
 func TestForeignTCX(t *testing.T) {
-	newNamespace(t)
+	enterNamespace(t)
 	ifindex := addVeth(t, "wan0", "wan1")
 	foreign := countingProgram(t)
 	for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {

@@ -35,14 +35,14 @@ type (
 
 // The programs' numbers, likewise.
 const (
-	mappingNative = uint8(bpf.DataplaneMappingFlagsMAPPING_NATIVE)
-	mappingAcked  = uint8(bpf.DataplaneMappingFlagsMAPPING_ACKED)
+	mappingNative = bpf.DataplaneMappingFlagsMAPPING_NATIVE
+	mappingAcked  = bpf.DataplaneMappingFlagsMAPPING_ACKED
 
-	pinUsed    = uint32(bpf.DataplanePinFlagsPIN_USED)
-	pinEnabled = uint32(bpf.DataplanePinFlagsPIN_ENABLED)
-	pinToggled = uint32(bpf.DataplanePinFlagsPIN_TOGGLED)
-	pinRetired = uint32(bpf.DataplanePinFlagsPIN_RETIRED)
-	pinHeld    = uint32(1 << 31) // user space's own: its living flows are not noted yet
+	pinUsed    = bpf.DataplanePinFlagsPIN_USED
+	pinEnabled = bpf.DataplanePinFlagsPIN_ENABLED
+	pinToggled = bpf.DataplanePinFlagsPIN_TOGGLED
+	pinRetired = bpf.DataplanePinFlagsPIN_RETIRED
+	pinHeld    = bpf.DataplanePinFlags(1 << 31) // user space's own: its living flows are not noted yet
 
 	pinCounters   = uint32(bpf.DataplanePinCounterPIN_COUNTERS)
 	vrrpCounters  = uint32(bpf.DataplaneVrrpCounterVRRP_COUNTERS)

@@ -18,17 +18,18 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
 	"vippin/policy"
 )
 
-// Thread discipline: a test that calls newNamespace runs on a thread of its
+// Thread discipline: a test that calls enterNamespace runs on a thread of its
 // own, which is in a network namespace of its own until the test ends. What runs
 // in another goroutine enters with inNamespace.
 
-func newNamespace(t *testing.T) netns.NsHandle {
+func enterNamespace(t *testing.T) netns.NsHandle {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces and load BPF programs")
@@ -182,3 +183,5 @@ func interfaceIndex(t *testing.T, name string) int {
 	}
 	return i.Index
 }
+
+func possibleCPUs() int { return ebpf.MustPossibleCPU() }
