@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/user"
 	"slices"
 	"strconv"
@@ -14,33 +15,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peer is the process at the other end of a control connection, as the kernel
+// caller is the process at the other end of a control connection, as the kernel
 // says (SO_PEERCRED, unix(7)): the credentials it had when it connected.
-type peer struct {
+type caller struct {
 	pid      int32
 	uid, gid uint32
 	err      error // why nobody knows
 }
 
-type peerKey struct{}
+type callerKey struct{}
 
-func peerOf(conn net.Conn) peer {
+func callerOf(conn net.Conn) caller {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
-		return peer{err: errors.New("not a unix socket")}
+		return caller{err: errors.New("not a unix socket")}
 	}
 	raw, err := unixConn.SyscallConn()
 	if err != nil {
-		return peer{err: err}
+		return caller{err: err}
 	}
 	var cred *unix.Ucred
 	controlErr := raw.Control(func(fd uintptr) {
 		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err := errors.Join(controlErr, err); err != nil {
-		return peer{err: err}
+		return caller{err: err}
 	}
-	return peer{pid: cred.Pid, uid: cred.Uid, gid: cred.Gid}
+	return caller{pid: cred.Pid, uid: cred.Uid, gid: cred.Gid}
 }
 
 // accounts looks users and groups up; os/user outside tests.
@@ -70,7 +71,7 @@ func (e *deniedError) Error() string {
 
 // mayChange returns nil or a *deniedError for the peer of this request.
 func (a access) mayChange(ctx context.Context) error {
-	p, _ := ctx.Value(peerKey{}).(peer)
+	p, _ := ctx.Value(callerKey{}).(caller)
 	if p.err != nil {
 		return fmt.Errorf("ask the kernel who is at the other end of the control socket: %w", p.err)
 	}
@@ -85,7 +86,7 @@ func (a access) mayChange(ctx context.Context) error {
 
 // member says whether the peer is in control.group, by the group it runs with
 // or by the account's list. A group or user nobody knows has no members.
-func (a access) member(p peer) bool {
+func (a access) member(p caller) bool {
 	name := a.group()
 	if name == "" {
 		return false
@@ -125,4 +126,11 @@ func (systemAccounts) UserName(uid string) string {
 		return account.Username
 	}
 	return uid
+}
+
+// newAccess asks the system's accounts who is in group.
+func newAccess(group string) access {
+	return access{
+		self: uint32(os.Geteuid()), group: func() string { return group }, accounts: systemAccounts{},
+	}
 }

@@ -26,7 +26,7 @@ type fifoNotice struct {
 	Name     string
 	Role     policy.Role // STOP and DELETED are RoleFault
 	State    string      // as keepalived wrote it
-	Priority int
+	Priority uint8
 }
 
 // fifoStates are the words of keepalived's vrrp_notify.c and what they say of
@@ -67,7 +67,7 @@ func parseFIFOLine(line string) (fifoNotice, error) {
 	if err != nil {
 		return n, fmt.Errorf("priority is not 0 to 255: %q", line)
 	}
-	n.Priority = int(priority)
+	n.Priority = uint8(priority)
 	return n, nil
 }
 

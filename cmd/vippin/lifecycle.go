@@ -27,14 +27,9 @@ func (c *cli) dryRun() (policy.DryRun, error) {
 	if err != nil {
 		report.Warnings = append(report.Warnings, err.Error())
 	}
-	plan, err := policy.MakePlan(config, observed, policy.Plan{}, toggles)
-	if err != nil {
-		return policy.DryRun{Errors: errorTexts(err)}, nil
-	}
-	warnings := report.Warnings
-	report = planReport(plan)
-	report.Warnings = append(warnings, report.Warnings...)
-	return report, nil
+	plan := planReport(policy.MakePlan(config, toggles, observed, policy.Plan{}))
+	plan.Warnings = append(report.Warnings, plan.Warnings...)
+	return plan, nil
 }
 
 // errorTexts lists what was joined or collected into one error.
@@ -86,10 +81,6 @@ func (c *cli) loadPinned(ctx context.Context, master bool) (report policy.DryRun
 	if err != nil {
 		return report, "", err
 	}
-	// What cannot be planned at all must not load anything.
-	if _, err := policy.MakePlan(config, observed, policy.Plan{}, toggles); err != nil {
-		return report, "", err
-	}
 	d, err := c.env.load(loader.Options{
 		BPFFS: p.bpffs, MaxFlows: config.Dataplane.MaxFlows, Log: c.env.logger(config.Log.Level),
 	})
@@ -121,10 +112,7 @@ func (c *cli) applyConfig(d dataplane, config *policy.Config, observed policy.Ob
 	if err != nil {
 		return policy.Plan{}, err
 	}
-	plan, err := policy.MakePlan(config, observed, previous, toggles)
-	if err != nil {
-		return plan, err
-	}
+	plan := policy.MakePlan(config, toggles, observed, previous)
 	tag := config.VRRP.Tag
 	err = d.SetSettings(loader.Settings{
 		Lease: config.VRRP.Lease, TagMark: tag.Mark.Value, TagMask: tag.Mark.Mask, TagPriority: tag.Priority,

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"strconv"
 	"time"
 
@@ -37,12 +38,15 @@ func (p *flowPrinter) show(f policy.FlowStatus) error {
 	return nil
 }
 
-// finish writes the rest.
-func (p *flowPrinter) finish(o *output) error {
-	if p.shown == 0 {
-		return o.printf("no pinned flows\n")
+// finish writes the rest; err says why there is no more.
+func (p *flowPrinter) finish(o *output, err error) error {
+	switch {
+	case p.shown > 0:
+		return errors.Join(p.table.flush(), err)
+	case err != nil:
+		return err
 	}
-	return p.table.flush()
+	return o.printf("no pinned flows\n")
 }
 
 func counted(n *uint64) string {

@@ -41,10 +41,11 @@ func showPins(o *output, pins []policy.PinStatus) error {
 	if len(pins) == 0 {
 		return o.printf("no pins\n")
 	}
-	t := o.table("VLAN", "NAME", "INTERFACE", "VIPS", "GROUP", "PIN", "ROLE", "FLOWS", "PINNED", "UNPINNED", "BECAUSE")
+	// What matters most comes first: a narrow terminal cuts the rest.
+	t := o.table("VLAN", "NAME", "INTERFACE", "PIN", "ROLE", "FLOWS", "VIPS", "GROUP", "PINNED", "UNPINNED", "BECAUSE")
 	for _, p := range pins {
-		t.row(p.VLAN.String(), orDash(p.Name), p.Interface, joined(p.VIPs), orDash(p.Group), switchWord(o, p), o.role(p.Role),
-			number(p.Flows), number(p.PacketsPinned), number(p.PacketsUnpinned), reasons(p.UnpinnedBy))
+		t.row(p.VLAN.String(), orDash(p.Name), orDash(p.Interface), switchWord(o, p), o.role(p.Role), number(p.Flows),
+			joined(p.VIPs), orDash(p.Group), number(p.PacketsPinned), number(p.PacketsUnpinned), reasons(p.UnpinnedBy))
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -84,7 +85,7 @@ func showToggled(o *output, pins []policy.PinStatus) error {
 				state = fmt.Sprintf("on: new flows will leave with %s when this router is MASTER (it is %s)", sourcesOf(p.VIPs), p.Role)
 			}
 		}
-		if err := o.printf("%s (%s) %s; decided by %s\n", p.Key(), p.Interface, state, p.EnabledBy); err != nil {
+		if err := o.printf("pin %s (%s) %s; decided by %s\n", p.Key(), orDash(p.Interface), state, p.EnabledBy); err != nil {
 			return err
 		}
 	}

@@ -122,19 +122,19 @@ func showVRRP(o *output, list []policy.VRRPStatus) error {
 	if len(list) == 0 {
 		return o.printf("no VRRP seen\n")
 	}
-	t := o.table("INTERFACE", "VLAN", "VRID", "FAMILY", "VRRP", "ROLE", "ROUTER", "PRIORITY", "INTERVAL", "LAST SEEN")
+	t := o.table("INTERFACE", "VLAN", "VRID", "FAMILY", "VRRP", "CHECKSUM", "ROLE", "ROUTER", "PRIORITY", "INTERVAL", "LAST SEEN")
 	for _, v := range list {
 		version := "-"
 		if v.Version != 0 {
 			version = "v" + strconv.Itoa(int(v.Version))
 		}
-		head := []string{v.Interface, v.VLAN.String(), strconv.Itoa(int(v.VRID)), v.Family, version, o.role(v.Role)}
+		head := []string{v.Interface, v.VLAN.String(), strconv.Itoa(int(v.VRID)), v.Family, version, orDash(v.Checksum), o.role(v.Role)}
 		if len(v.Routers) == 0 {
 			t.row(append(head, "none heard", "-", "-", "-")...)
 		}
 		for _, r := range v.Routers {
-			t.row(append(slices.Clone(head), routerCells(r)...)...)
-			head = []string{"", "", "", "", "", ""}
+			t.row(append(slices.Clone(head), routerCells(r, v.VirtualMAC)...)...)
+			head = []string{"", "", "", "", "", "", ""}
 		}
 	}
 	if err := t.flush(); err != nil {
@@ -148,12 +148,15 @@ func showVRRP(o *output, list []policy.VRRPStatus) error {
 	return nil
 }
 
-func routerCells(r policy.RouterStatus) []string {
+func routerCells(r policy.RouterStatus, virtualMAC bool) []string {
 	address := "-"
 	if r.Address.IsValid() {
 		address = r.Address.String()
 	}
-	if r.Self {
+	switch {
+	case r.Self && virtualMAC:
+		address += " (this router, virtual MAC)"
+	case r.Self:
 		address += " (this router)"
 	}
 	return []string{address, strconv.Itoa(int(r.Priority)), span(milliseconds(r.Interval)), span(milliseconds(r.LastSeen)) + " ago"}

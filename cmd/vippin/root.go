@@ -31,10 +31,14 @@ func execute(ctx context.Context, e *env, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	code := exitCode(err, c.ran)
 	var silent silentExit
-	if err != nil && !errors.As(err, &silent) {
+	switch {
+	case err == nil, errors.As(err, &silent):
+	case code == exitUsage:
+		fmt.Fprintf(e.stderr, "vippin: %v (see \"%s --help\")\n", err, cmd.CommandPath())
+	default:
 		fmt.Fprintf(e.stderr, "vippin: %v\n", err)
 	}
 	return code
@@ -71,6 +75,8 @@ func (c *cli) root() *cobra.Command {
 		"`DIR` of the control socket (default: $VIPPIN_RUN_DIR, else run_dir of the configuration)")
 	root.AddGroup(&cobra.Group{ID: "show", Title: "Look:"}, &cobra.Group{ID: "change", Title: "Change:"},
 		&cobra.Group{ID: "service", Title: "Run:"})
+	root.SetHelpCommandGroupID("service")
+	root.SetCompletionCommandGroupID("service")
 	root.AddCommand(
 		c.status(), c.flows(), c.vrrp(), c.monitor(), c.check(),
 		c.pin(), c.reload(),
@@ -92,7 +98,7 @@ func noVerb(cmd *cobra.Command, args []string) error {
 		}
 		text += fmt.Sprintf(" %q", suggestion)
 	}
-	return fmt.Errorf("%s (see \"%s --help\")", text, cmd.CommandPath())
+	return errors.New(text)
 }
 
 // needsVerb is a noun without a verb: its help, as an error.
@@ -121,7 +127,7 @@ func (c *cli) withJSON(cmd *cobra.Command) *cobra.Command {
 
 func (c *cli) version() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", GroupID: "show", Args: cobra.NoArgs,
 		RunE: c.verb(func(context.Context, []string) error {
 			_, err := fmt.Fprintf(c.env.stdout, "vippin %s\n", version)
 			return err

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 )
 
 // notifier tells systemd how the daemon is (sd_notify(3)). Without systemd it
@@ -17,19 +17,19 @@ type notifier struct{ log *slog.Logger }
 
 // Ready ends both the start and a reload; status is shown by systemctl.
 func (n notifier) Ready(status string) {
-	n.send(daemon.SdNotifyReady + "\nSTATUS=" + status)
+	n.send(systemd.SdNotifyReady + "\nSTATUS=" + status)
 }
 
 // Reloading begins a reload (Type=notify-reload wants the time of it).
 func (n notifier) Reloading() {
-	n.send(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+	n.send(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
 }
 
 // Stopping begins the end.
-func (n notifier) Stopping() { n.send(daemon.SdNotifyStopping) }
+func (n notifier) Stopping() { n.send(systemd.SdNotifyStopping) }
 
 func (n notifier) send(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if _, err := systemd.SdNotify(false, state); err != nil {
 		n.log.Warn("notify systemd", "error", err)
 	}
 }
@@ -38,7 +38,7 @@ func (n notifier) send(state string) {
 // as healthy returns nil, until ctx ends. healthy should go through the
 // daemon's main loop: a watchdog that only proves itself alive proves nothing.
 func (n notifier) Watchdog(ctx context.Context, healthy func(context.Context) error) error {
-	period, err := daemon.SdWatchdogEnabled(false)
+	period, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
 		return fmt.Errorf("read systemd's watchdog period: %w", err)
 	}
@@ -58,7 +58,7 @@ func (n notifier) Watchdog(ctx context.Context, healthy func(context.Context) er
 		case err != nil:
 			n.log.Error("watchdog: the daemon is stuck, systemd will restart it", "error", err)
 		default:
-			n.send(daemon.SdNotifyWatchdog)
+			n.send(systemd.SdNotifyWatchdog)
 		}
 		select {
 		case <-ctx.Done():

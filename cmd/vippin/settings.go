@@ -43,7 +43,7 @@ func (c *cli) places() (places, error) {
 	var p places
 	if err != nil {
 		p.problem = err
-		config = emptyConfig()
+		config = defaultConfig()
 	} else {
 		p.config = config
 	}
@@ -62,16 +62,19 @@ func (c *cli) chosenRunDir(config *policy.Config) string {
 	return config.RunDir
 }
 
-// emptyConfig is what a file without a word means: the default places.
-func emptyConfig() *policy.Config {
-	config, err := policy.ParseConfig(nil, "", "localhost")
+// anyConfig is a configuration that leaves everything it can to the defaults.
+const anyConfig = "pins: [{vlan: 1, vips: [192.0.2.1]}]"
+
+// defaultConfig has the default places; its pin means nothing.
+func defaultConfig() *policy.Config {
+	config, err := policy.ParseConfig([]byte(anyConfig), "defaults", "localhost")
 	if err != nil {
-		panic("vippin: an empty configuration has errors: " + err.Error())
+		panic("vippin: the default configuration has errors: " + err.Error())
 	}
 	return config
 }
 
-// strict is places for verbs that cannot do without the configuration.
+// strictConfig is places for verbs that cannot do without the configuration.
 func (c *cli) strictConfig() (*policy.Config, places, error) {
 	p, err := c.places()
 	if err != nil {

@@ -15,13 +15,14 @@ import (
 
 const vlansHelp = `
 
-VLANS is a list as network people write it: 2,20,101,239-240. Also 100.20 (QinQ),
-0 (untagged), 2/voip (one of several pins on a VLAN) or an interface name. When
-one of them has no pin, nothing is changed and the unknown ones are listed.
+VLANS is a list as network people write it: 2,20,101,239-240. Also 100.20
+(QinQ), 0 (untagged), 2/voip (one of several pins on a VLAN) or an interface
+name. When one of them has no pin, nothing is changed and the unknown ones are
+listed.
 
 Living connections keep the source address they have. The switch outlives
-restarts of the daemon, not of the configuration's say: see "vippin pin reset".
-It works without a daemon too (after "vippin load").`
+restarts, and beats the configuration until "vippin pin reset". It works without
+a daemon too (after "vippin load").`
 
 func (c *cli) pin() *cobra.Command {
 	pin := &cobra.Command{
@@ -37,9 +38,9 @@ connections that leave there get the VIP as their source address.`,
 	pin.AddCommand(
 		c.pinList(),
 		c.toggle(toggleOn, "Pin new connections on these VLANs",
-			"Pin new connections on these VLANs to their VIP, whatever the configuration says."),
+			"Pin new connections on these VLANs to their VIP, whatever the configuration\nsays."),
 		c.toggle(toggleOff, "Let new connections on these VLANs keep the router's own address",
-			"Let new connections on these VLANs keep the router's own address, whatever the configuration says."),
+			"Let new connections on these VLANs keep the router's own address, whatever the\nconfiguration says."),
 		c.toggle(toggleReset, "Let the configuration decide again",
 			"Forget what was toggled: the configuration decides again about these VLANs."),
 	)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -94,10 +93,7 @@ It works without a daemon too. With -j one JSON object a line.`,
 			}
 			out := newOutput(c.env)
 			printer := newFlowPrinter(out)
-			if err := list(printer.show); err != nil {
-				return errors.Join(printer.table.flush(), err)
-			}
-			return printer.finish(out)
+			return printer.finish(out, list(printer.show))
 		}),
 	})
 }

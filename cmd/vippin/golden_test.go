@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"vippin/policy"
+)
+
+var errBroken = errors.New("unload: 2 connections would break (use --force)")
+
+func addrs(list ...string) []netip.Addr {
+	var parsed []netip.Addr
+	for _, text := range list {
+		parsed = append(parsed, netip.MustParseAddr(text))
+	}
+	return parsed
+}
+
+func samplePins() []policy.PinStatus {
+	return []policy.PinStatus{{
+		VLAN: policy.VLAN{Outer: 2}, Interface: "eth0.2", VIPs: addrs("198.51.100.2", "2001:db8:2::2"), Group: "RouterCore",
+		Enabled: true, Role: policy.RoleMaster, Flows: 12, PacketsPinned: 345678, PacketsUnpinned: 19,
+		UnpinnedBy: map[string]uint64{"born_before": 17, "helper": 2, "off": 0},
+	}, {
+		VLAN: policy.VLAN{Outer: 20}, Name: "voip", Interface: "eth0.20", VIPs: addrs("203.0.113.20"), Group: "20/voip",
+		EnabledBy: policy.EnabledByToggle, Role: policy.RoleBackup, PacketsVIPWhileBackup: 3,
+	}, {
+		VLAN: policy.VLAN{Outer: 100, Inner: 20}, Interface: "eth1.100.20", Group: "100.20", Enabled: true,
+	}}
+}
+
+func sampleStatus() policy.Status {
+	bulk := testNow.Add(-90 * time.Second)
+	return policy.Status{
+		Node: "router-a", Version: "1.0", Tier: "tcx", Uptime: 93784,
+		Groups: []policy.GroupStatus{{
+			Name: "RouterCore", Role: policy.RoleMaster, Since: testNow.Add(-61 * time.Minute),
+			Evidence: []string{"198.51.100.2 is on eth0.2", "own adverts of VRID 10 leave eth0.2, the last 40ms ago"},
+			Conflict: "198.51.100.4 advertises VRID 10 on eth0.2 too",
+		}, {
+			Name: "20/voip", Role: policy.RoleBackup, Since: testNow.Add(-26 * time.Hour), Evidence: []string{"203.0.113.20 is not here"},
+		}},
+		Pins: samplePins(),
+		Peers: []policy.PeerStatus{
+			{Name: "router-b", State: "up", LagFlows: 1, FlowsSent: 100, FlowsReceived: 7, LastBulk: &bulk},
+			{Name: "router-c", State: "down"},
+		},
+		Warnings: []string{"interface eth1.100.20 is absent: pin 100.20 waits for it"},
+	}
+}
+
+func sampleVRRP() []policy.VRRPStatus {
+	return []policy.VRRPStatus{{
+		Interface: "eth0.2", VLAN: policy.VLAN{Outer: 2}, VRID: 10, Family: "ipv4", Version: 3, Checksum: "pseudo-header",
+		Role: policy.RoleMaster, VirtualMAC: true,
+		Routers: []policy.RouterStatus{
+			{Address: netip.MustParseAddr("198.51.100.3"), Priority: 150, Interval: 100, LastSeen: 40, Self: true},
+			{Address: netip.MustParseAddr("198.51.100.4"), Priority: 100, Interval: 100, LastSeen: 2140.5},
+		},
+		Ignored: map[string]uint64{"ttl": 4, "checksum": 1}, Conflict: "two routers advertise",
+	}, {
+		Interface: "eth0.20", VLAN: policy.VLAN{Outer: 20}, VRID: 20, Family: "ipv6", Role: policy.RoleFault,
+	}}
+}
+
+func sampleFlows() []policy.FlowStatus {
+	packets, bytes := uint64(11), uint64(4096)
+	return []policy.FlowStatus{{
+		VLAN: policy.VLAN{Outer: 2}, Proto: "tcp", Client: "192.168.101.7:40000", Remote: "192.0.2.80:443",
+		Public: "198.51.100.2:40000", Local: "198.51.100.3:40000", Origin: "local", Acked: true,
+		Packets: &packets, Bytes: &bytes, Age: 3725, Idle: 0.25,
+	}, {
+		VLAN: policy.VLAN{Outer: 2}, Proto: "icmpv6", Remote: "[2001:db8:ffff::1]:0",
+		Public: "[2001:db8:2::2]:7", Local: "[2001:db8:2::3]:7", Origin: "local", Age: 12.34, Idle: 1,
+	}}
+}
+
+func sampleReport() policy.DryRun {
+	return policy.DryRun{OK: true, Warnings: []string{"eth1.100.20 is absent"}, Pins: samplePins()}
+}
+
+func sampleController() *fakeController {
+	return &fakeController{
+		status: sampleStatus(), pins: samplePins(), vrrp: sampleVRRP(), flows: sampleFlows(), reload: sampleReport(),
+		hub: newEventHub(func() time.Time { return testNow }),
+	}
+}
+
+// TestShowing compares everything that is shown, for people, for scripts, and
+// on a terminal in colours and cut to its width.
+func TestShowing(t *testing.T) {
+	failedReload := sampleController()
+	failedReload.reload = policy.DryRun{Errors: []string{"vippin.yaml:7: VLAN 4095 is out of range (1 to 4094)", "vippin.yaml:9: no VIP"}}
+	empty := &fakeController{}
+	cases := []struct {
+		name    string
+		control *fakeController
+		args    []string
+		width   int
+		code    int
+	}{
+		{"status", sampleController(), []string{"status"}, 0, exitDegraded},
+		{"status-json", sampleController(), []string{"status", "-j"}, 0, exitDegraded},
+		{"status-terminal", sampleController(), []string{"status"}, 72, exitDegraded},
+		{"status-empty", empty, []string{"status"}, 0, exitDone},
+		{"status-empty-json", empty, []string{"status", "-j"}, 0, exitDone},
+		{"pin-ls", sampleController(), []string{"pin", "ls"}, 0, exitDone},
+		{"pin-ls-json", sampleController(), []string{"pin", "ls", "-j"}, 0, exitDone},
+		{"pin-ls-terminal", sampleController(), []string{"pin", "ls"}, 100, exitDone},
+		{"pin-ls-empty", empty, []string{"pin", "ls"}, 0, exitDone},
+		{"pin-ls-empty-json", empty, []string{"pin", "ls", "-j"}, 0, exitDone},
+		{"pin-on", sampleController(), []string{"pin", "on", "2,20"}, 0, exitDone},
+		{"pin-off-json", sampleController(), []string{"pin", "off", "20/voip", "-j"}, 0, exitDone},
+		{"pin-on-unknown", sampleController(), []string{"pin", "on", "2,30", "40-42"}, 0, exitFailed},
+		{"pin-on-unknown-json", sampleController(), []string{"pin", "on", "-j", "2,30"}, 0, exitFailed},
+		{"vrrp", sampleController(), []string{"vrrp"}, 0, exitDone},
+		{"vrrp-json", sampleController(), []string{"vrrp", "-j"}, 0, exitDone},
+		{"vrrp-empty-json", empty, []string{"vrrp", "-j"}, 0, exitDone},
+		{"flows", sampleController(), []string{"flows"}, 0, exitDone},
+		{"flows-json", sampleController(), []string{"flows", "-j"}, 0, exitDone},
+		{"flows-empty", empty, []string{"flows"}, 0, exitDone},
+		{"flows-empty-json", empty, []string{"flows", "-j"}, 0, exitDone},
+		{"reload", sampleController(), []string{"reload"}, 0, exitDone},
+		{"reload-json", sampleController(), []string{"reload", "-j"}, 0, exitDone},
+		{"reload-failed", failedReload, []string{"reload"}, 0, exitFailed},
+		{"reload-failed-json", failedReload, []string{"reload", "-j"}, 0, exitFailed},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			b := newRig(t)
+			b.width = c.width
+			b.serve(c.control)
+			code, stdout, stderr := b.run(c.args...)
+			if code != c.code {
+				t.Errorf("exit code %d, want %d (%s)", code, c.code, stderr)
+			}
+			golden(t, c.name, []byte(stdout+stderr))
+		})
+	}
+}
+
+// TestShowingWithoutDaemon compares the verbs that work from files and maps.
+func TestShowingWithoutDaemon(t *testing.T) {
+	cases := []struct {
+		name   string
+		config string
+		loaded bool // "load" ran before
+		args   []string
+		code   int
+	}{
+		{"check", testConfig, false, []string{"check"}, exitDone},
+		{"check-json", testConfig, false, []string{"check", "-j"}, exitDone},
+		{"check-failed", brokenConfig, false, []string{"check"}, exitFailed},
+		{"check-failed-json", brokenConfig, false, []string{"check", "-j"}, exitFailed},
+		{"load", testConfig, false, []string{"load"}, exitDone},
+		{"load-json", testConfig, false, []string{"load", "-j"}, exitDone},
+		{"load-master", testConfig, false, []string{"load", "--master"}, exitDone},
+		{"load-failed", brokenConfig, false, []string{"load"}, exitFailed},
+		{"offline-pin-ls", testConfig, true, []string{"pin", "ls"}, exitDone},
+		{"offline-pin-ls-json", testConfig, true, []string{"pin", "ls", "-j"}, exitDone},
+		{"offline-pin-on", testConfig, true, []string{"pin", "on", "20"}, exitDone},
+		{"offline-pin-unknown", testConfig, true, []string{"pin", "on", "20,30"}, exitFailed},
+		{"offline-flows", testConfig, true, []string{"flows"}, exitDone},
+		{"offline-flows-json", testConfig, true, []string{"flows", "-j"}, exitDone},
+		{"offline-status", testConfig, true, []string{"status"}, exitFailed},
+		{"nothing-pin-ls", testConfig, false, []string{"pin", "ls"}, exitFailed},
+		{"nothing-flows", testConfig, false, []string{"flows"}, exitFailed},
+		{"nothing-unload", testConfig, false, []string{"unload"}, exitFailed},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			b := newRig(t)
+			if c.loaded {
+				if code, _, stderr := b.run("load"); code != exitDone {
+					t.Fatalf("load: %s", stderr)
+				}
+				b.plane.mappings = sampleMappings(b.plane.plan.Pins[0].ID)
+			}
+			b.configure(c.config)
+			code, stdout, stderr := b.run(c.args...)
+			if code != c.code {
+				t.Errorf("exit code %d, want %d (%s)", code, c.code, stderr)
+			}
+			golden(t, c.name, []byte(stdout+stderr))
+		})
+	}
+}
+
+const brokenConfig = `node: router-a
+pins:
+  - {vlan: 4095, vips: [198.51.100.2]}
+  - {vlan: 20, vip: [203.0.113.20]}
+`
+
+func sampleMappings(pin uint32) []policy.Mapping {
+	return []policy.Mapping{{
+		Pin: pin, Slot: 1, Proto: 6, Public: netip.MustParseAddrPort("198.51.100.2:1024"),
+		Local: netip.MustParseAddrPort("198.51.100.3:40000"), Remote: netip.MustParseAddrPort("192.0.2.80:443"),
+		Born: 50 * time.Minute, LastOut: 59 * time.Minute, LastIn: 58 * time.Minute,
+	}, {
+		Pin: pin, Slot: 1, Proto: 58, Public: netip.MustParseAddrPort("[2001:db8:2::2]:7"),
+		Local: netip.MustParseAddrPort("[2001:db8:2::3]:7"), Remote: netip.MustParseAddrPort("[2001:db8:ffff::1]:0"),
+		Born: 59 * time.Minute,
+	}}
+}
