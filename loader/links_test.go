@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -97,10 +98,10 @@ func TestObservedSaysWhatTheKernelLists(t *testing.T) {
 
 func TestMergeLinkEvents(t *testing.T) {
 	link := func(index int, at int64) LinkEvent {
-		return LinkEvent{Kind: LinkChanged, Ifindex: index, Time: ns(at)}
+		return LinkEvent{Kind: LinkChanged, Ifindex: index, Time: time.Duration(at)}
 	}
-	address := LinkEvent{Kind: AddrChanged, Ifindex: 1, Time: ns(3)}
-	resync := LinkEvent{Kind: Resync, Time: ns(4)}
+	address := LinkEvent{Kind: AddrChanged, Ifindex: 1, Time: time.Duration(3)}
+	resync := LinkEvent{Kind: Resync, Time: time.Duration(4)}
 	merge := func(events ...LinkEvent) (merged []LinkEvent) {
 		for _, event := range events {
 			merged = mergeLinkEvent(merged, event)
@@ -115,9 +116,9 @@ func TestMergeLinkEvents(t *testing.T) {
 		"different ones stay in order":      {merge(link(1, 1), link(2, 2), address), []LinkEvent{link(1, 1), link(2, 2), address}},
 		"equal ones keep the first time":    {merge(link(1, 1), address, link(1, 5)), []LinkEvent{link(1, 1), address}},
 		"a resync swallows what follows":    {merge(resync, link(1, 5), address, resync), []LinkEvent{resync}},
-		"a resync swallows what came first": {merge(link(1, 1), resync), []LinkEvent{{Kind: Resync, Time: ns(1)}}},
+		"a resync swallows what came first": {merge(link(1, 1), resync), []LinkEvent{{Kind: Resync, Time: time.Duration(1)}}},
 		"as many as fit":                    {merge(many[:pendingMax]...), many[:pendingMax]},
-		"too many become a resync":          {merge(many...), []LinkEvent{{Kind: Resync, Time: ns(10)}}},
+		"too many become a resync":          {merge(many...), []LinkEvent{{Kind: Resync, Time: time.Duration(10)}}},
 	} {
 		if diff := cmp.Diff(c.want, c.got); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", name, diff)

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
 	"time"
 
@@ -20,44 +18,17 @@ import (
 	"vippin/policy"
 )
 
-func ns(n int64) time.Duration { return time.Duration(n) }
-
 // watchPatience is how long an event may take before the test gives up.
 const watchPatience = 5 * time.Second
 
-// enterWatchNamespace moves the test to a network namespace of its own. It locks
-// the thread, which ends with the test's goroutine, and the namespace with it.
-func enterWatchNamespace(t *testing.T) {
+// startWatch runs Watch in a namespace and returns a function that stops it
+// and waits for its end.
+func startWatch(t *testing.T, ns netns.NsHandle, events chan<- LinkEvent) (stop func()) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes a network namespace")
-	}
-	runtime.LockOSThread() // never unlocked: the thread is in the namespace for good
-	handle, err := netns.New()
-	if err != nil {
-		t.Fatalf("make a network namespace: %v", err)
-	}
-	t.Cleanup(func() { _ = handle.Close() })
-}
-
-// startWatch runs Watch on a thread in the namespace of the calling one and
-// returns a function that stops it and waits for its end.
-func startWatch(t *testing.T, events chan<- LinkEvent) (stop func()) {
-	t.Helper()
-	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		defer here.Close()
-		if err := netns.Set(here); err != nil {
-			result <- err
-			return
-		}
-		result <- Watch(ctx, events)
+		result <- inNamespace(ns, func() error { return Watch(ctx, events) })
 	}()
 	return func() {
 		t.Helper()
@@ -114,6 +85,22 @@ func observeLink(t *testing.T, name string) policy.Link {
 	return policy.Link{}
 }
 
+// awaitUp waits for a carrier, which the kernel hands on to a macvlan in the
+// background.
+func awaitUp(t *testing.T, here netns.NsHandle, name string) {
+	t.Helper()
+	events := make(chan LinkEvent)
+	stop := startWatch(t, here, events)
+	defer stop()
+	for timeout := time.After(watchPatience); !observeLink(t, name).Up; {
+		select {
+		case <-events:
+		case <-timeout:
+			t.Fatalf("%s did not come up", name)
+		}
+	}
+}
+
 func hasAddr(link policy.Link, text string, deprecated bool) bool {
 	want := policy.Addr{Prefix: netip.MustParsePrefix(text), Deprecated: deprecated}
 	for _, addr := range link.Addrs {
@@ -125,8 +112,9 @@ func hasAddr(link policy.Link, text string, deprecated bool) bool {
 }
 
 func TestObserveRealLinks(t *testing.T) {
-	enterWatchNamespace(t)
+	here := enterNamespace(t)
 	veth, macvlan := macvlanOnVeth(t)
+	awaitUp(t, here, "vrrp.10")
 	plain := &netlink.Addr{IPNet: parseNet(t, "198.51.100.3/24")}
 	virtual := &netlink.Addr{IPNet: parseNet(t, "2001:db8::2/128"), ValidLft: 1<<32 - 1, Flags: unix.IFA_F_NODAD}
 	for link, addr := range map[netlink.Link]*netlink.Addr{veth: plain, macvlan: virtual} {
@@ -141,8 +129,8 @@ func TestObserveRealLinks(t *testing.T) {
 	if vmac.Kind != "macvlan" || vmac.Parent != wan.Index || !vmac.Up || !hasAddr(vmac, "2001:db8::2/128", true) {
 		t.Errorf("vrrp.10: %+v", vmac)
 	}
-	if lo.Up {
-		t.Errorf("lo, which is down: %+v", lo)
+	if !lo.Up || !lo.HasL2 || !hasAddr(lo, "127.0.0.1/8", false) {
+		t.Errorf("lo: %+v", lo)
 	}
 	peer, err := netlink.LinkByName("peer")
 	if err != nil {
@@ -184,10 +172,10 @@ func awaitLink(t *testing.T, events <-chan LinkEvent, kind LinkEventKind, index 
 
 func TestWatchSeesAddressesComeAndGo(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	enterWatchNamespace(t)
+	here := enterNamespace(t)
 	_, macvlan := macvlanOnVeth(t)
 	events := make(chan LinkEvent)
-	stop := startWatch(t, events)
+	stop := startWatch(t, here, events)
 	defer stop()
 	if first := <-events; first.Kind != Resync || first.Ifindex != 0 {
 		t.Fatalf("first event is %+v", first)
@@ -222,10 +210,10 @@ func TestWatchSeesAddressesComeAndGo(t *testing.T) {
 // then one that must still be told of.
 func TestWatchOutlivesASlowReader(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	enterWatchNamespace(t)
+	here := enterNamespace(t)
 	veth, macvlan := macvlanOnVeth(t)
 	events := make(chan LinkEvent)
-	stop := startWatch(t, events)
+	stop := startWatch(t, here, events)
 	defer stop()
 	<-events // the subscription stands
 	addr := &netlink.Addr{IPNet: parseNet(t, "198.51.100.2/32")}
@@ -257,14 +245,13 @@ func TestWatchOutlivesASlowReader(t *testing.T) {
 // TestWatchEndsWhileNobodyReads: the Resync is never taken.
 func TestWatchEndsWhileNobodyReads(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	enterWatchNamespace(t)
-	startWatch(t, make(chan LinkEvent))()
+	startWatch(t, enterNamespace(t), make(chan LinkEvent))()
 }
 
 // TestReadLinksReportsOverrun fills a small buffer before anybody reads; and
 // a new subscription takes over.
 func TestReadLinksReportsOverrun(t *testing.T) {
-	enterWatchNamespace(t)
+	enterNamespace(t)
 	veth, _ := macvlanOnVeth(t)
 	socket, err := subscribeLinks()
 	if err != nil {

@@ -211,8 +211,10 @@ func testDump(t *testing.T, l *lab) {
 		t.Errorf("dumped %d flows with a mark, want none", n)
 	}
 	enough := errors.New("enough")
-	if err := l.conn.Dump(t.Context(), Filter{}, func(*Flow) error { return enough }); !errors.Is(err, enough) {
-		t.Errorf("dump stopped by yield says %v", err)
+	yielded := 0
+	err := l.conn.Dump(t.Context(), Filter{}, func(*Flow) error { yielded++; return enough })
+	if !errors.Is(err, enough) || yielded != 1 {
+		t.Errorf("dump stopped by yield says %v and went on %d times", err, yielded-1)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
