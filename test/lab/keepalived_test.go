@@ -133,6 +133,7 @@ func TestOneWayBlockMakesTwoMasters(t *testing.T) {
 	}
 }
 
+// A carrier that is lost on one segment moves every VIP: the sync group.
 func TestCutCableFailsOver(t *testing.T) {
 	l := ForTest(t, "cable", Options{Hosts: 1, WAN1: true})
 	ctx := testContext(t)
@@ -211,9 +212,13 @@ func TestKeepalivedModes(t *testing.T) {
 			if err := l.StartRouters(ctx, mode.keepalived); err != nil {
 				t.Fatal(err)
 			}
-			adverts, err := wire.Await(ctx, 1, func(f traffic.Frame) bool { return isAdvert(f, WAN.RA.V4) != nil })
+			// Two intervals later rb would be MASTER too if it did not hear ra.
+			adverts, err := wire.Await(ctx, 3, func(f traffic.Frame) bool { return isAdvert(f, WAN.RA.V4) != nil })
 			if err != nil {
 				t.Fatal(err)
+			}
+			if _, some, err := l.RB.IsMaster(); err != nil || some {
+				t.Errorf("both routers are MASTER (%v)", err)
 			}
 			ip := isAdvert(adverts[0], WAN.RA.V4)
 			payload := ip.Payload
@@ -237,7 +242,7 @@ func TestKeepalivedModes(t *testing.T) {
 	}
 }
 
-// The options of keepalived that a test may set at a single router.
+// With nopreempt a better router that comes back stays BACKUP.
 func TestNoPreemptKeepsTheBackup(t *testing.T) {
 	l := ForTest(t, "nopre", Options{Hosts: 1})
 	ctx := testContext(t)

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,6 +20,12 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv(childMode) != "" {
 		os.Exit(child())
+	}
+	// Labs wait rather than work: more of them at a time than there are CPUs.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	code := Main(m)
 	if err := goleak.Find(); err != nil && code == 0 {
@@ -117,5 +124,30 @@ func TestMasqueradeShowsOwnAddress(t *testing.T) {
 				wantSources(t, sourceOf(t, l.Hosts[0], server, to.V6), want.V6)
 			}
 		})
+	}
+}
+
+// The firewall lets answers in, and nothing that was not asked for.
+func TestFirewall(t *testing.T) {
+	for _, on := range []bool{true, false} {
+		l := ForTest(t, fmt.Sprintf("fw%t", on), Options{Hosts: 1, SingleRouter: true, Firewall: on})
+		server := serve(t, l)
+		wantSources(t, sourceOf(t, l.Hosts[0], server, ServerFar.V4), WAN.RA.V4)
+		wantSources(t, sourceOf(t, l.Hosts[0], server, ServerFar.V6), WAN.RA.V6)
+		for _, router := range []netip.Addr{WAN.RA.V4, WAN.VIP4, WAN.RA.V6, WAN.VIP6} {
+			pings, err := traffic.StartPings(testContext(t), l.Server.Do, traffic.PingOptions{
+				Remote: router, Identifiers: []uint16{1}, Interval: 20 * time.Millisecond,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			answered := pings.Await(ctx, 1) == nil
+			cancel()
+			pings.Stop(nil)
+			if answered == on {
+				t.Errorf("firewall %t: %s answers the WAN: %t", on, router, answered)
+			}
+		}
 	}
 }

@@ -75,19 +75,15 @@ func (l *Lab) AwaitVippin(ctx context.Context, r *Router) error {
 	})
 }
 
-// Vippin runs a vippin command on the router and returns what it wrote and its
-// exit status, -1 when it could not be run (then stderr says why). check, load
-// and unload get the router's configuration file unless they name one; all
-// find the router's daemon and bpffs by their environment.
+// Vippin runs a vippin command on the router, with the router's configuration
+// file ("-c" among the arguments overrides it), and returns what it wrote and
+// its exit status, -1 when it could not be run (then stderr says why).
 func (l *Lab) Vippin(r *Router, args ...string) (stdout, stderr string, exit int) {
 	bin, err := l.vippinBin()
 	if err != nil {
 		return "", err.Error(), -1
 	}
-	if len(args) > 0 && takesConfig(args) {
-		args = append(append([]string(nil), args...), "-c", r.ConfigFile())
-	}
-	cmd := exec.Command(bin, args...)
+	cmd := exec.Command(bin, append([]string{"-c", r.ConfigFile()}, args...)...)
 	cmd.Env = append(os.Environ(), r.vippinEnv()...)
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
@@ -103,22 +99,8 @@ func (l *Lab) Vippin(r *Router, args ...string) (stdout, stderr string, exit int
 	return out.String(), complaints.String(), cmd.ProcessState.ExitCode()
 }
 
-func takesConfig(args []string) bool {
-	switch args[0] {
-	case "run", "check", "load", "unload":
-	default:
-		return false
-	}
-	for _, a := range args[1:] {
-		if strings.HasPrefix(a, "-c") || strings.HasPrefix(a, "--config") {
-			return false
-		}
-	}
-	return true
-}
-
 func (r *Router) vippinEnv() []string {
-	return []string{"VIPPIN_RUN_DIR=" + r.RunDir(), "VIPPIN_CONFIG=" + r.ConfigFile()}
+	return []string{"VIPPIN_RUN_DIR=" + r.RunDir()}
 }
 
 func (r *Router) vippinProc() *Proc {

@@ -94,7 +94,7 @@ func (c *Capture) run() {
 		c.add(Frame{
 			Time:     time.Now(),
 			Outgoing: link != nil && link.Pkttype == unix.PACKET_OUTGOING,
-			Packet:   gopacket.NewPacket(slices.Clone(buffer[:n]), layers.LayerTypeEthernet, gopacket.Default),
+			Packet:   gopacket.NewPacket(slices.Clone(buffer[:n]), layers.LayerTypeEthernet, gopacket.NoCopy),
 		})
 	}
 }
