@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"vippin/loader"
+	"vippin/policy"
+	"vippin/policy/vrrp"
+)
+
+const (
+	heartbeatsPerLease = 8               // signs of life in one vrrp.lease
+	retireEvery        = 5 * time.Second // how often pins that left the configuration are looked at
+	applyAgain         = 2 * time.Second // after a plan that could not be applied
+	busyAt             = 16              // adverts handled before anything else gets its turn
+)
+
+// coreState is what the loop owns.
+type coreState struct {
+	config   *policy.Config
+	toggles  policy.Toggles
+	observed policy.Observed
+	plan     policy.Plan
+	tracker  *vrrp.Tracker
+	failed   error    // of the last attempt to apply the plan; nil: the kernel has it
+	retry    bool     // the plan has to be applied again
+	trouble  []string // what went wrong at the start and is worth a warning
+}
+
+func newCoreState(config *policy.Config) coreState {
+	return coreState{config: config, tracker: vrrp.NewTracker(vrrp.Config{})}
+}
+
+// start brings the kernel to the configuration's state. Roles come before pins:
+// a pin that is switched on must not meet a role of yesterday.
+func (d *daemon) start() error {
+	s := &d.state
+	toggles, err := d.store.Load()
+	if err != nil {
+		s.trouble = append(s.trouble, err.Error())
+		d.log.Error("toggles are not known", "error", err)
+	}
+	s.toggles = toggles
+	if s.observed, err = d.env.observe(); err != nil {
+		return err
+	}
+	current, err := d.plane.Planned()
+	if err != nil {
+		return err
+	}
+	plan := policy.MakePlan(s.config, s.toggles, s.observed, current)
+	if err := d.plane.SetSettings(settingsOf(s.config)); err != nil {
+		return err
+	}
+	now := d.env.monotonic()
+	s.plan = plan
+	d.decided(s.tracker.Update(now, plan))
+	d.decided(s.tracker.Observe(now, s.observed))
+	d.seedOwnAdverts(now)
+	if err := d.plane.Heartbeat(now); err != nil {
+		return err
+	}
+	if err := d.plane.Apply(plan); err != nil {
+		d.applyFailed(err)
+	}
+	return nil
+}
+
+// seedOwnAdverts tells the tracker of adverts that left before it began.
+func (d *daemon) seedOwnAdverts(now time.Duration) {
+	for _, group := range d.state.plan.Groups {
+		last, interval, err := d.plane.OwnAdvert(group.ID)
+		if err != nil {
+			d.log.Warn("own adverts of before the start are not known", "group", group.Name, "error", err)
+			continue
+		}
+		d.decided(d.state.tracker.OwnAdvert(now, group.ID, last, interval))
+	}
+}
+
+func settingsOf(config *policy.Config) loader.Settings {
+	tag := config.VRRP.Tag
+	return loader.Settings{
+		Lease: config.VRRP.Lease, TagMark: tag.Mark.Value, TagMask: tag.Mark.Mask, TagPriority: tag.Priority,
+	}
+}
+
+// loop is the daemon's heart: one event after the other, the role first.
+func (d *daemon) loop(ctx context.Context) error {
+	beat := time.NewTicker(d.state.config.VRRP.Lease / heartbeatsPerLease)
+	defer beat.Stop()
+	retire := time.NewTicker(retireEvery)
+	defer retire.Stop()
+	retry := time.NewTicker(applyAgain)
+	defer retry.Stop()
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	for {
+		d.armTick(tick)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.links:
+			d.linksChanged()
+		case advert := <-d.adverts:
+			d.advertsHeard(advert)
+		case n := <-d.notices:
+			d.decided(d.state.tracker.FIFO(d.env.monotonic(), kindOf(n), n.Name, n.State, uint8(n.Priority)))
+		case what := <-d.asked:
+			what()
+		case <-tick.C:
+			d.decided(d.state.tracker.Tick(d.env.monotonic()))
+		case <-beat.C:
+			if err := d.plane.Heartbeat(d.env.monotonic()); err != nil {
+				return err
+			}
+			beat.Reset(d.state.config.VRRP.Lease / heartbeatsPerLease)
+		case <-retry.C:
+			if d.state.retry {
+				d.apply(d.state.plan)
+			}
+		case <-retire.C:
+			d.dropRetired()
+		}
+	}
+}
+
+func kindOf(n fifoNotice) string {
+	if n.Group {
+		return "GROUP"
+	}
+	return "INSTANCE"
+}
+
+// armTick sets the timer to when time alone changes the tracker's mind.
+func (d *daemon) armTick(tick *time.Timer) {
+	tick.Stop()
+	if next := d.state.tracker.Next(); next != 0 {
+		tick.Reset(max(0, next-d.env.monotonic()))
+	}
+}
+
+// advertsHeard takes what has piled up too, within reason.
+func (d *daemon) advertsHeard(advert policy.AdvertSeen) {
+	for range busyAt {
+		d.decided(d.state.tracker.Advert(d.env.monotonic(), advert))
+		select {
+		case advert = <-d.adverts:
+		default:
+			return
+		}
+	}
+	d.decided(d.state.tracker.Advert(d.env.monotonic(), advert))
+}
+
+// linksChanged looks at the interfaces: roles first, then the plan.
+func (d *daemon) linksChanged() {
+	for len(d.links) > 0 { // one look serves for all
+		<-d.links
+	}
+	observed, err := d.env.observe()
+	if err != nil {
+		d.log.Error("look at the interfaces", "error", err)
+		d.state.retry = true
+		return
+	}
+	d.state.observed = observed
+	d.decided(d.state.tracker.Observe(d.env.monotonic(), observed))
+	d.replan()
+}
+
+// replan makes the plan anew and applies it when it differs.
+func (d *daemon) replan() {
+	plan := policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, d.state.plan)
+	if reflect.DeepEqual(plan, d.state.plan) {
+		return
+	}
+	d.publishPlan(d.state.plan, plan)
+	d.decided(d.state.tracker.Update(d.env.monotonic(), plan))
+	d.apply(plan)
+}
+
+func (d *daemon) apply(plan policy.Plan) {
+	d.state.plan = plan
+	err := d.plane.Apply(plan)
+	if err != nil {
+		d.applyFailed(err)
+		return
+	}
+	d.state.failed, d.state.retry = nil, false
+}
+
+func (d *daemon) applyFailed(err error) {
+	if d.state.failed == nil || d.state.failed.Error() != err.Error() {
+		d.log.Error("not everything of the plan is in the kernel, trying again", "error", err)
+		d.hub.Publish(policy.Event{Kind: "warning", Detail: err.Error()})
+	}
+	d.state.failed, d.state.retry = err, true
+}
+
+// publishPlan tells the watchers which pins found or lost their interface.
+func (d *daemon) publishPlan(before, after policy.Plan) {
+	had := map[policy.PinKey]int{}
+	for _, pin := range before.Pins {
+		had[pin.Key()] = pin.Ifindex
+	}
+	for _, pin := range after.Pins {
+		ifindex, known := had[pin.Key()]
+		switch {
+		case pin.Retired, known && ifindex == pin.Ifindex:
+			continue
+		case pin.Ifindex == 0:
+			d.tellPin("link", pin.Key(), fmt.Sprintf("interface %s is gone", pin.Interface))
+		default:
+			d.tellPin("link", pin.Key(), fmt.Sprintf("is on interface %s (%d)", pin.Interface, pin.Ifindex))
+		}
+	}
+}
+
+func (d *daemon) tellPin(kind string, key policy.PinKey, detail string) {
+	d.log.Info("pin "+key.String(), kind, detail)
+	d.hub.Publish(policy.Event{Kind: kind, Pin: key.String(), Detail: detail})
+}
+
+// decided puts the tracker's decisions into force and tells of them.
+func (d *daemon) decided(changes []vrrp.Change) {
+	for _, change := range changes {
+		if change.RoleChanged && change.Pin != 0 {
+			if err := d.plane.SetRole(change.Pin, change.Role, false); err != nil {
+				d.log.Error("put role into the dataplane", "pin", change.Name, "role", change.Role.String(), "error", err)
+			}
+		}
+	}
+	for _, change := range changes {
+		d.tellChange(change)
+	}
+}
+
+func (d *daemon) tellChange(change vrrp.Change) {
+	if change.RoleChanged && change.Group != 0 && change.Pin == 0 {
+		d.log.Info("role", "group", change.Name, "is", change.Role.String(), "was", change.Was.String(), "evidence", change.Evidence)
+		role := change.Role
+		d.hub.Publish(policy.Event{Kind: "role", Group: change.Name, Role: &role,
+			Detail: fmt.Sprintf("%s, was %s", change.Role, change.Was)})
+	}
+	if change.ConflictChanged {
+		detail := change.Conflict
+		if detail == "" {
+			detail = "the conflict is over"
+		}
+		d.log.Warn("conflict", "about", change.Name, "text", detail)
+		d.hub.Publish(policy.Event{Kind: "conflict", Group: change.Name, Detail: detail})
+	}
+}
+
+// dropRetired takes pins out of the plan that left the configuration and have
+// no mappings any more.
+func (d *daemon) dropRetired() {
+	retired := func(pin policy.PlanPin) bool { return pin.Retired }
+	if !slices.ContainsFunc(d.state.plan.Pins, retired) {
+		return
+	}
+	alive := map[uint32]bool{}
+	err := d.plane.Flows(func(m policy.Mapping) bool {
+		alive[m.Pin] = true
+		return true
+	})
+	if err != nil {
+		d.log.Error("look for mappings of removed pins", "error", err)
+		return
+	}
+	kept := d.state.plan.DropRetired(func(pin uint32) bool { return alive[pin] })
+	if len(kept.Pins) == len(d.state.plan.Pins) {
+		return
+	}
+	plan := policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, kept)
+	d.decided(d.state.tracker.Update(d.env.monotonic(), plan))
+	d.apply(plan)
+}
+
+// restartFor lists what a reload cannot change.
+func restartFor(now, next *policy.Config) []string {
+	var keys []string
+	for key, differs := range map[string]bool{
+		"run_dir": now.RunDir != next.RunDir, "state_dir": now.StateDir != next.StateDir, "bpffs": now.BPFFS != next.BPFFS,
+		"control.group": now.Control != next.Control, "log.level": now.Log != next.Log,
+		"vrrp.keepalived_fifo": now.VRRP.KeepalivedFIFO != next.VRRP.KeepalivedFIFO,
+		"dataplane.max_flows":  now.Dataplane != next.Dataplane,
+	} {
+		if differs {
+			keys = append(keys, key+" takes effect when the daemon is restarted")
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// errRolledBack says that a reload could not be applied and was undone.
+var errRolledBack = errors.New("the old configuration stays in force")

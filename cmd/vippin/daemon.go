@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"vippin/loader"
+	"vippin/policy"
+)
+
+// runDaemon is "vippin run": the tasks of the daemon, until ctx ends or one of
+// them fails. What it has attached stays in force when it ends.
+func runDaemon(ctx context.Context, e *env, opts runOptions) error {
+	config, err := readConfig(opts.ConfigFile)
+	if err != nil {
+		return err
+	}
+	if opts.RunDir != "" {
+		config.RunDir = opts.RunDir
+	}
+	log := e.logger(config.Log.Level)
+	unlock, err := lockRunDir(ctx, config.RunDir, e.pid)
+	if err != nil {
+		return whileRunning(err, `one per run_dir is enough: "vippin reload" makes it read its configuration again`)
+	}
+	defer unlock()
+	plane, err := loader.Load(loader.Options{BPFFS: config.BPFFS, MaxFlows: config.Dataplane.MaxFlows, Log: log})
+	if err != nil {
+		return err
+	}
+	defer plane.Close()
+	listener, err := listenControl(config.RunDir)
+	if err != nil {
+		return err
+	}
+	d := newDaemon(e, opts, config, plane, log)
+	if err := d.start(); err != nil {
+		listener.Close()
+		return err
+	}
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return loader.Watch(ctx, d.links) })
+	tasks.Go(func() error { return plane.Adverts(ctx, d.heard(ctx)) })
+	tasks.Go(func() error { return plane.Collect(ctx, log) })
+	tasks.Go(func() error { return d.followFIFO(ctx) })
+	tasks.Go(func() error { return d.loop(ctx) })
+	tasks.Go(func() error { return d.hup(ctx) })
+	control := &server{control: d, access: newAccess(config.Control.Group), log: log}
+	tasks.Go(func() error { return control.Serve(ctx, listener) })
+	tasks.Go(func() error { return d.notify.Watchdog(ctx, d.healthy) })
+	d.notify.Ready(fmt.Sprintf("%d pins", len(config.Pins)))
+	log.Info("running", "node", config.Node, "version", version, "tier", plane.Tier(), "pins", len(config.Pins))
+	err = tasks.Wait()
+	d.notify.Stopping()
+	if err == nil || errors.Is(err, context.Canceled) {
+		log.Info("ended; what is attached stays in force, living connections stay pinned")
+		return nil
+	}
+	return err
+}
+
+// daemon is the core: one goroutine, loop, owns configuration, plan and
+// tracker; everything that happens is handed to it.
+type daemon struct {
+	env    *env
+	opts   runOptions
+	plane  *loader.Dataplane
+	log    *slog.Logger
+	notify notifier
+	hub    *eventHub
+	began  time.Time
+	store  toggleStore
+
+	links   chan loader.LinkEvent
+	adverts chan policy.AdvertSeen
+	notices chan fifoNotice
+	asked   chan func() // run by the loop
+
+	state coreState // the loop's alone
+}
+
+func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dataplane, log *slog.Logger) *daemon {
+	return &daemon{
+		env: e, opts: opts, plane: plane, log: log,
+		notify: notifier{log: log}, hub: newEventHub(e.now), began: e.now(),
+		store:   toggleStore{dir: config.StateDir},
+		links:   make(chan loader.LinkEvent, 64),
+		adverts: make(chan policy.AdvertSeen, 1024),
+		notices: make(chan fifoNotice, 64),
+		asked:   make(chan func()),
+		state:   newCoreState(config),
+	}
+}
+
+// heard hands adverts to the loop. It waits for room: the ring buffer behind it
+// counts what it cannot hold.
+func (d *daemon) heard(ctx context.Context) func(policy.AdvertSeen) error {
+	return func(advert policy.AdvertSeen) error {
+		select {
+		case d.adverts <- advert:
+		case <-ctx.Done():
+		}
+		return nil
+	}
+}
+
+func (d *daemon) followFIFO(ctx context.Context) error {
+	path := d.state.config.VRRP.KeepalivedFIFO
+	if path == "" {
+		return nil
+	}
+	reader := &fifoReader{path: path, log: d.log}
+	return reader.Run(ctx, func(n fifoNotice) {
+		select {
+		case d.notices <- n:
+		case <-ctx.Done():
+		}
+	})
+}
+
+// hup reloads on SIGHUP.
+func (d *daemon) hup(ctx context.Context) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-signals:
+			report, err := d.Reload(ctx)
+			switch {
+			case err != nil:
+				d.log.Error("reload", "error", err)
+			case !report.OK:
+				d.log.Error("reload: the configuration has errors, nothing changed", "errors", report.Errors)
+			}
+		}
+	}
+}
+
+// ask runs what in the loop and waits for it.
+func (d *daemon) ask(ctx context.Context, what func()) error {
+	done := make(chan struct{})
+	select {
+	case d.asked <- func() { defer close(done); what() }:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	<-done // the loop has taken it and does not leave it half done
+	return nil
+}
+
+// healthy goes through the loop: a loop that is stuck is not healthy.
+func (d *daemon) healthy(ctx context.Context) error {
+	return d.ask(ctx, func() {})
+}

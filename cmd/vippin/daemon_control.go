@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"vippin/policy"
+)
+
+// What the control socket asks of the daemon. Whatever belongs to the loop is
+// done by the loop.
+
+func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
+	pins, err := d.plane.PinStatus()
+	if err != nil {
+		return policy.Status{}, err
+	}
+	var status policy.Status
+	err = d.ask(ctx, func() {
+		now := d.env.monotonic()
+		status = policy.Status{
+			Node: d.state.config.Node, Version: version, Tier: d.plane.Tier(),
+			Uptime:   d.env.now().Sub(d.began).Seconds(),
+			Groups:   d.state.tracker.Groups(now, d.env.now()),
+			Pins:     pins,
+			Peers:    []policy.PeerStatus{},
+			Warnings: d.warnings(),
+		}
+	})
+	return status, err
+}
+
+// warnings is what an owner should look at, the plan's first.
+func (d *daemon) warnings() []string {
+	warnings := append([]string{}, d.state.plan.Warnings...)
+	warnings = append(warnings, d.state.trouble...)
+	warnings = append(warnings, notYet(d.state.config)...)
+	if d.state.failed != nil {
+		warnings = append(warnings, fmt.Sprintf("not everything of the plan is in the kernel: %v", d.state.failed))
+	}
+	if over := d.state.tracker.Overflow(); over > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d VRRP events of more routers than are remembered", over))
+	}
+	return warnings
+}
+
+func (d *daemon) Pins(context.Context) ([]policy.PinStatus, error) { return d.plane.PinStatus() }
+
+func (d *daemon) VRRP(ctx context.Context) (routers []policy.VRRPStatus, err error) {
+	err = d.ask(ctx, func() { routers = d.state.tracker.Routers(d.env.monotonic()) })
+	return routers, err
+}
+
+func (d *daemon) Flows(ctx context.Context, yield func(policy.FlowStatus) error) error {
+	return listFlows(ctx, d.env, d.plane, yield)
+}
+
+func (d *daemon) Events(ctx context.Context) <-chan policy.Event { return d.hub.Subscribe(ctx) }
+
+func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinStatus, error) {
+	var chosen []policy.PlanPin
+	var failed error
+	if err := d.ask(ctx, func() { chosen, failed = d.switchPins(action, selectors) }); err != nil {
+		return nil, err
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	return statusOf(d.plane, chosen)
+}
+
+// switchPins writes the toggles down before they take effect: a restart in
+// between must not undo them.
+func (d *daemon) switchPins(action toggleAction, selectors []policy.Selector) ([]policy.PlanPin, error) {
+	chosen, unknown := policy.Select(selectors, d.state.plan.Pins)
+	if len(unknown) > 0 {
+		return nil, &unknownPinsError{Unknown: unknown}
+	}
+	toggles := d.state.toggles
+	for _, pin := range chosen {
+		if action == toggleReset {
+			toggles = toggles.Without(pin.Key())
+		} else {
+			toggles = toggles.With(pin.Key(), action == toggleOn)
+		}
+	}
+	plan := policy.MakePlan(d.state.config, toggles, d.state.observed, d.state.plan)
+	if err := d.store.Save(toggles); err != nil {
+		return nil, err
+	}
+	d.state.toggles = toggles
+	d.state.plan = plan
+	for _, pin := range plan.Pins {
+		if pin.Retired || !selected(chosen, pin) {
+			continue
+		}
+		if err := d.plane.SetEnabled(pin.ID, pin.Enabled, pin.EnabledBy); err != nil {
+			d.state.retry = true
+			return nil, fmt.Errorf("switch pin %s: %w", pin.Key(), err)
+		}
+		d.tellPin("pin", pin.Key(), fmt.Sprintf("%s (%s)", onOff(pin.Enabled), pin.EnabledBy))
+	}
+	return chosen, nil
+}
+
+func selected(chosen []policy.PlanPin, pin policy.PlanPin) bool {
+	for _, c := range chosen {
+		if c.ID == pin.ID {
+			return true
+		}
+	}
+	return false
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+func (d *daemon) Reload(ctx context.Context) (policy.DryRun, error) {
+	d.notify.Reloading()
+	defer func() { d.notify.Ready("running") }()
+	config, err := readConfig(d.opts.ConfigFile)
+	if err != nil {
+		return policy.DryRun{Errors: errorTexts(err)}, nil
+	}
+	var report policy.DryRun
+	var failed error
+	if err := d.ask(ctx, func() { report, failed = d.reload(config) }); err != nil {
+		return policy.DryRun{}, err
+	}
+	return report, failed
+}
+
+// reload puts a configuration into force, whole or not at all.
+func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
+	s := &d.state
+	if d.opts.RunDir != "" {
+		config.RunDir = d.opts.RunDir
+	}
+	plan := policy.MakePlan(config, s.toggles, s.observed, s.plan)
+	if err := d.plane.SetSettings(settingsOf(config)); err != nil {
+		return policy.DryRun{}, err
+	}
+	now := d.env.monotonic()
+	d.decided(s.tracker.Update(now, plan))
+	d.decided(s.tracker.Observe(now, s.observed))
+	if err := d.plane.Apply(plan); err != nil {
+		d.rollBack(now)
+		return policy.DryRun{}, fmt.Errorf("%w: %w", errRolledBack, err)
+	}
+	report := planReport(plan)
+	report.Warnings = append(report.Warnings, notYet(config)...)
+	report.Warnings = append(report.Warnings, restartFor(s.config, config)...)
+	d.publishPlan(s.plan, plan)
+	s.config, s.plan, s.failed, s.retry = config, plan, nil, false
+	d.log.Info("reloaded", "pins", len(config.Pins), "warnings", report.Warnings)
+	d.hub.Publish(policy.Event{Kind: "reload", Detail: fmt.Sprintf("%d pins in force", len(config.Pins))})
+	if pins, err := d.plane.PinStatus(); err == nil {
+		report.Pins = pins
+	}
+	return report, nil
+}
+
+func (d *daemon) rollBack(now time.Duration) {
+	s := &d.state
+	d.decided(s.tracker.Update(now, s.plan))
+	if err := d.plane.SetSettings(settingsOf(s.config)); err != nil {
+		d.log.Error("put the old settings back", "error", err)
+	}
+	d.apply(s.plan)
+}
+
+// notYet names what the configuration asks for and this version does not do.
+func notYet(config *policy.Config) []string {
+	var missing []string
+	if len(config.Sync.Peers) > 0 {
+		missing = append(missing, "sync.peers: this version does not replicate yet, a failover depends on luck")
+	}
+	if config.Fastpath.Enabled {
+		missing = append(missing, "fastpath.enabled: this version has no fast path yet, every packet takes the stack")
+	}
+	return missing
+}
