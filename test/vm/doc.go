@@ -26,7 +26,7 @@
 //
 // As a test, with everything it needs built first:
 //
-//	VIPPIN_VM=1 go test -count=1 -timeout 15m ./test/vm
+//	VIPPIN_VM=1 go test -count=1 -timeout 20m ./test/vm
 //
 // Everything is emulated instruction by instruction (never KVM): booting takes 10
 // to 20 s, programs run some ten times slower than natively. Look at functions

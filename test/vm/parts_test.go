@@ -64,7 +64,7 @@ Depends: linux-image-6.1.0-50-amd64 (= 6.1.176-1)
 
 // TestCpio has the archive read by another program than the one that wrote it.
 func TestCpio(t *testing.T) {
-	busybox, err := exec.LookPath("cpio")
+	unpack, err := exec.LookPath("cpio")
 	if err != nil {
 		t.Skip("cpio is missing: apt-get install cpio")
 	}
@@ -73,7 +73,7 @@ func TestCpio(t *testing.T) {
 	archive.file("/modules/odd.ko", 0o644, []byte("odd length"))
 	archive.file("/init", 0o755, []byte("four"))
 	dir := t.TempDir()
-	cmd := exec.Command(busybox, "-i", "--quiet")
+	cmd := exec.Command(unpack, "-i", "--quiet")
 	cmd.Dir, cmd.Stdin = dir, bytes.NewReader(archive.end())
 	if said, err := cmd.CombinedOutput(); err != nil || len(said) > 0 {
 		t.Fatalf("cpio: %v: %s", err, said)

@@ -193,7 +193,7 @@ func (r *reporting) Write(piece []byte) (int, error) {
 
 // tail quotes the end of what a machine said, for an error message.
 func tail(what string, text []byte) string {
-	const most = 2000
+	const most = 8000 // a whole kernel panic
 	text = bytes.TrimSpace(text)
 	if len(text) == 0 {
 		return ""
