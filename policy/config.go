@@ -18,7 +18,7 @@ const (
 	GroupsMax        = 4095    // groups are numbered from 1
 	SourcesMax       = 65536   // inside prefixes of all pins together
 	VIPsMax          = 16384   // VIPs of all pins together
-	MaxFlowsMax      = 1 << 24 // mappings: some 5 GB of kernel memory
+	MaxFlowsMax      = 1 << 24 // mappings: some 7 GB of kernel memory
 )
 
 // Config is the whole configuration file, complete with defaults. ParseConfig

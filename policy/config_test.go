@@ -151,6 +151,14 @@ func TestParseConfigEverything(t *testing.T) {
 	}
 }
 
+func TestParseConfigFromAnotherEditor(t *testing.T) {
+	want := parse(t, everything)
+	got := parse(t, "\ufeff"+strings.ReplaceAll(everything, "\n", "\r\n"))
+	if diff := cmp.Diff(want, got, comparable); diff != "" {
+		t.Errorf("with a byte order mark and CRLF (-without +with):\n%s", diff)
+	}
+}
+
 func TestPinConfigSources(t *testing.T) {
 	pin := parse(t, everything).Pins[1]
 	if pin.VIP4().IsValid() || pin.VIP6() != netip.MustParseAddr("2001:db8::3") {

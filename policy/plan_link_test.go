@@ -21,6 +21,8 @@ func TestMakePlanFindsTheInterface(t *testing.T) {
 	}}
 	bothOnNet := trunk()
 	bothOnNet.Links[1].Addrs = []Addr{addr("192.168.7.9/24")}
+	linkLocal := trunk()
+	linkLocal.Links[1].Addrs = []Addr{addr("fe80::9/64")}
 	tests := []struct {
 		name, pin string
 		seen      Observed
@@ -44,7 +46,7 @@ func TestMakePlanFindsTheInterface(t *testing.T) {
 		{name: "untagged, the only one", pin: "vlan: 0, vips: [192.0.2.2]", seen: oneNIC, want: "eth0", index: 2},
 		{name: "untagged, by the network of the VIP", pin: "vlan: 0, vips: [192.168.7.2]", seen: trunk(), want: "eth1", index: 7},
 		{name: "untagged, no network tells", pin: "vlan: 0, vips: [192.0.2.2]", seen: trunk(), warning: "pin 0: more than one interface is untagged (eth0, eth1)"},
-		{name: "untagged, a link-local VIP tells nothing", pin: `vlan: 0, vips: ["fe80::2", 192.0.2.2]`, seen: trunk(), warning: "pin 0: more than one interface is untagged"},
+		{name: "untagged, a link-local VIP tells nothing", pin: `vlan: 0, vips: ["fe80::2", 192.0.2.2]`, seen: linkLocal, warning: "pin 0: more than one interface is untagged"},
 		{name: "untagged, two networks fit", pin: "vlan: 0, vips: [192.168.7.2]", seen: bothOnNet, warning: "pin 0: more than one interface is untagged"},
 		{name: "untagged, none", pin: "vlan: 0, vips: [192.0.2.2]", seen: Observed{Links: oneNIC.Links[:1]}, warning: "pin 0: no interface is untagged"},
 	}
