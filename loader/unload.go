@@ -5,8 +5,10 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -24,7 +26,8 @@ type UnloadReport struct {
 }
 
 const (
-	convertBatch  = 64 // one exchange with conntrack; between deletion and creation of one entry nothing happens
+	readBatch     = 64 // conntrack look-ups in one exchange
+	convertBatch  = 8  // flows whose answers are held at a time: some 100 µs
 	convertRounds = 4  // over the mappings, for flows whose entries change under our hands
 )
 
@@ -104,9 +107,10 @@ type converter struct {
 
 // conversion is one mapping with its living conntrack entry.
 type conversion struct {
-	key  flowKey
-	end  publicEnd
-	flow *conntrack.Flow
+	key   flowKey
+	end   publicEnd
+	local localEnd
+	flow  *conntrack.Flow
 }
 
 // living hands every mapping that is not native yet and whose flow lives to
@@ -127,7 +131,7 @@ func (c *converter) living(yield func([]conversion) error) error {
 			return true
 		}
 		batch = append(batch, conversion{key: key, end: end})
-		return len(batch) < convertBatch || flush()
+		return len(batch) < readBatch || flush()
 	})
 	if err == nil && failed == nil && len(batch) > 0 {
 		flush()
@@ -146,9 +150,17 @@ func (c *converter) alive(batch []conversion) ([]conversion, error) {
 	}
 	var alive []conversion
 	for i, flow := range flows {
-		if isOurs(flow, tuples[i]) {
-			batch[i].flow = flow
-			alive = append(alive, batch[i])
+		if !isOurs(flow, tuples[i]) {
+			continue
+		}
+		what := &batch[i]
+		what.flow = flow
+		there, err := found(c.d.maps.ByPublic.Lookup(publicKey(what.key, &what.end), &what.local))
+		if err != nil {
+			return nil, fmt.Errorf("read map by_public: %w", err)
+		}
+		if there { // else answers do not find their way now either
+			alive = append(alive, *what)
 		}
 	}
 	return alive, nil
@@ -185,11 +197,16 @@ func convertible(what *conversion) bool {
 func (c *converter) convert() (report UnloadReport, err error) {
 	for round := range convertRounds {
 		left := 0
-		err = c.living(func(batch []conversion) error {
-			converted, broken, err := c.convertBatch(batch)
-			report.Converted += converted
-			left += broken
-			return err
+		err = c.living(func(flows []conversion) error {
+			for batch := range slices.Chunk(flows, convertBatch) {
+				converted, failed, err := c.convertBatch(batch)
+				report.Converted += converted
+				left += failed
+				if err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 		if err != nil || left == 0 {
 			break
@@ -201,16 +218,19 @@ func (c *converter) convert() (report UnloadReport, err error) {
 	return report, err
 }
 
-// convertBatch replaces the conntrack entries of a batch and marks the mappings
-// native. In that order: a packet that arrives in between is still brought to
-// the local end, where nobody answers with the public address. Marked first, it
-// would meet the router itself, whose RST the other side would believe.
+// convertBatch replaces the conntrack entries of some flows and marks their
+// mappings native. It returns how many it converted, and of how many it could
+// not.
+//
+// An answer that comes in between must not meet the router itself, whose RST
+// would end the flow: until the native entry is there, answers are held off.
+// Their senders repeat them.
 func (c *converter) convertBatch(batch []conversion) (converted, failed int, err error) {
 	var replacements []conntrack.Replacement
-	var possible []conversion
+	var possible []*conversion
 	for i := range batch {
 		if convertible(&batch[i]) {
-			possible = append(possible, batch[i])
+			possible = append(possible, &batch[i])
 			replacements = append(replacements, conntrack.Replacement{Old: batch[i].flow.Ref(), New: native(&batch[i])})
 		}
 	}
@@ -218,41 +238,96 @@ func (c *converter) convertBatch(batch []conversion) (converted, failed int, err
 	if len(possible) == 0 {
 		return 0, failed, nil
 	}
-	results, err := c.conn.Replace(replacements)
-	if err != nil {
+	for _, what := range possible {
+		if err := c.holdAnswers(what); err != nil {
+			return 0, failed, errors.Join(err, c.finish(possible, nil))
+		}
+	}
+	results, err := c.replace(replacements)
+	if err := errors.Join(err, c.finish(possible, results)); err != nil {
 		return 0, failed, err
 	}
-	// A packet was faster and made a new entry, which has another ID.
+	for _, result := range results {
+		if result == nil {
+			converted++
+			continue
+		}
+		c.d.log.Debug("convert mapping", "error", result)
+		failed++
+	}
+	return converted, failed, nil
+}
+
+// replace is conntrack's Replace, once more where a packet was faster and made a
+// new entry, which has another ID.
+func (c *converter) replace(replacements []conntrack.Replacement) ([]error, error) {
+	results, err := c.conn.Replace(replacements)
+	if err != nil {
+		return nil, err
+	}
 	var again []conntrack.Replacement
-	var who []int
+	var which []int
 	for i, result := range results {
 		if errors.Is(result, conntrack.ErrExist) {
 			replacement := replacements[i]
 			replacement.Old.ID = 0
-			again, who = append(again, replacement), append(who, i)
+			again, which = append(again, replacement), append(which, i)
 		}
 	}
-	if len(again) > 0 {
-		second, err := c.conn.Replace(again)
-		if err != nil {
-			return 0, failed, err
+	if len(again) == 0 {
+		return results, nil
+	}
+	second, err := c.conn.Replace(again)
+	if err != nil {
+		return nil, err
+	}
+	for i, result := range second {
+		results[which[i]] = result
+	}
+	return results, nil
+}
+
+// Destinations that the kernel's routing drops without a word, RFC 1122 section
+// 3.2.1.3 and RFC 4291 section 2.5.3.
+var (
+	nowhere4 = netip.AddrFrom4([4]byte{})
+	nowhere6 = netip.IPv6Loopback()
+)
+
+// holdAnswers lets ingress send the answers of a flow nowhere.
+func (c *converter) holdAnswers(what *conversion) error {
+	held := what.local
+	held.Addr.Word = addrWords(nowhere6)
+	if what.flow.Orig.Src.Is4() {
+		held.Addr.Word = addrWords(nowhere4)
+	}
+	return c.setPublic(what, held)
+}
+
+// finish lets answers through again: untouched to the native entries that were
+// made (results nil), else rewritten as before.
+func (c *converter) finish(batch []*conversion, results []error) error {
+	var errs []error
+	for i, what := range batch {
+		local, end := what.local, what.end
+		made := i < len(results) && results[i] == nil
+		if made {
+			local.Flags |= mappingNative
+			end.Flags |= mappingNative
 		}
-		for i, result := range second {
-			results[who[i]] = result
+		errs = append(errs, c.setPublic(what, local))
+		if made {
+			errs = append(errs, ignoreNotExist(c.d.maps.ByLocal.Update(what.key, end, ebpf.UpdateExist)))
 		}
 	}
-	for i, result := range results {
-		if result != nil {
-			c.d.log.Debug("convert mapping", "error", result)
-			failed++
-			continue
-		}
-		if err := c.d.markNative(&possible[i]); err != nil {
-			return converted, failed, err
-		}
-		converted++
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("mark mappings native: %w", err)
 	}
-	return converted, failed, nil
+	return nil
+}
+
+func (c *converter) setPublic(what *conversion, local localEnd) error {
+	return ignoreNotExist(c.d.maps.ByPublic.Update(publicKey(what.key, &what.end), local, ebpf.UpdateExist))
 }
 
 // native is the entry that translates a flow to its public end by itself.
@@ -266,26 +341,6 @@ func native(what *conversion) conntrack.Entry {
 		entry.NATDst = flow.Reply.Source()
 	}
 	return entry
-}
-
-// markNative stops the rewriting of a mapping, answers first.
-func (d *Dataplane) markNative(what *conversion) error {
-	public := publicKey(what.key, &what.end)
-	var local localEnd
-	there, err := found(d.maps.ByPublic.Lookup(public, &local))
-	if err == nil && there {
-		local.Flags |= mappingNative
-		err = ignoreNotExist(d.maps.ByPublic.Update(public, local, ebpf.UpdateExist))
-	}
-	if err != nil {
-		return fmt.Errorf("mark mapping native: %w", err)
-	}
-	end := what.end
-	end.Flags |= mappingNative
-	if err := ignoreNotExist(d.maps.ByLocal.Update(what.key, end, ebpf.UpdateExist)); err != nil {
-		return fmt.Errorf("mark mapping native: %w", err)
-	}
-	return nil
 }
 
 func ignoreNotExist(err error) error {
