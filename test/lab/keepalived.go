@@ -103,19 +103,21 @@ func (l *Lab) StartKeepalived(r *Router, k Keepalived) (*Proc, error) {
 	return p, nil
 }
 
-// StartRouters starts the same keepalived on both routers and waits until ra
-// is MASTER and rb is not.
+// StartRouters starts the same keepalived on both routers: first on ra, and
+// when that is MASTER on rb, which comes up as BACKUP.
 func (l *Lab) StartRouters(ctx context.Context, k Keepalived) error {
-	for _, r := range l.Routers() {
-		if _, err := l.StartKeepalived(r, k); err != nil {
-			return err
-		}
-	}
-	if err := l.RA.AwaitMaster(ctx); err != nil {
+	if _, err := l.StartKeepalived(l.RA, k); err != nil {
 		return err
 	}
-	if l.RB == nil {
-		return nil
+	if err := l.RA.AwaitMaster(ctx); err != nil || l.RB == nil {
+		return err
+	}
+	p, err := l.StartKeepalived(l.RB, k)
+	if err != nil {
+		return err
+	}
+	if err := p.AwaitLog(ctx, "Entering BACKUP STATE"); err != nil {
+		return err
 	}
 	return l.RB.AwaitBackup(ctx)
 }

@@ -75,6 +75,9 @@ func TestVippinRunsInTheRouter(t *testing.T) {
 	if err := p.Restart(); err != nil || p.Pid() == first {
 		t.Errorf("restart: %v, pid %d after %d", err, p.Pid(), first)
 	}
+	if err := Await(ctx, "the second run", func() (bool, error) { return strings.Count(p.Log(), "running") == 2, nil }); err != nil {
+		t.Error(err)
+	}
 	if err := p.Stop(); err != nil || !strings.Contains(p.Log(), "stopped") {
 		t.Errorf("stop: %v, log %q", err, p.Log())
 	}
