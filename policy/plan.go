@@ -16,12 +16,14 @@ import (
 // warning that names the thing and the way out; the rest is planned anyway.
 func MakePlan(cfg *Config, toggles Toggles, seen Observed, current Plan) Plan {
 	p := &planner{
-		cfg: cfg, seen: seen, current: current,
-		before: map[PinKey]PlanPin{}, links: map[string]*Link{},
+		cfg: cfg, current: current,
+		before: map[PinKey]PlanPin{}, links: map[string]*Link{}, tagged: map[VLAN][]*Link{},
 		slotOf: map[int]uint32{}, faces: map[int]int{},
 	}
 	for i := range seen.Links {
-		p.links[seen.Links[i].Name] = &seen.Links[i]
+		link := &seen.Links[i]
+		p.links[link.Name] = link
+		p.tagged[link.VLAN] = append(p.tagged[link.VLAN], link)
 	}
 	for _, pin := range current.Pins {
 		if _, twice := p.before[pin.Key()]; !twice {
@@ -52,10 +54,10 @@ func (p Plan) DropRetired(lives func(pin uint32) bool) Plan {
 // planner is a plan in the making.
 type planner struct {
 	cfg     *Config
-	seen    Observed
 	current Plan
 	before  map[PinKey]PlanPin // current.Pins by key
 	links   map[string]*Link   // seen.Links by name
+	tagged  map[VLAN][]*Link   // seen.Links by their tags
 	plan    Plan
 	planned []plannedPin // beside plan.Pins, without the retired ones
 	groups  map[string]uint32

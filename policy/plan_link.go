@@ -60,9 +60,8 @@ func (p *planner) findNamed(pin PinConfig) *Link {
 // the addresses must tell which.
 func (p *planner) candidates(pin PinConfig) []*Link {
 	var links, onNet []*Link
-	for i := range p.seen.Links {
-		link := &p.seen.Links[i]
-		if link.VLAN != pin.VLAN || isUpper(link.Kind) {
+	for _, link := range p.tagged[pin.VLAN] {
+		if isUpper(link.Kind) {
 			continue
 		}
 		if pin.VLAN == (VLAN{}) && (link.Name == "lo" || !link.HasL2) {
