@@ -181,6 +181,26 @@ func TestEntriesThatCannotBe(t *testing.T) {
 	}
 }
 
+// TestFilterMatches: older kernels ignore what they do not know of a filter.
+func TestFilterMatches(t *testing.T) {
+	flow := &Flow{Orig: rawParsed, Status: SrcNAT | Confirmed, Mark: 0x12}
+	for _, c := range []struct {
+		filter Filter
+		want   bool
+	}{
+		{Filter{}, true},
+		{Filter{Family: IPv4, Status: SrcNAT, StatusMask: SrcNAT | DstNAT, Mark: 0x10, MarkMask: 0xf0}, true},
+		{Filter{Family: IPv6}, false},
+		{Filter{Status: SrcNAT | DstNAT, StatusMask: SrcNAT | DstNAT}, false},
+		{Filter{StatusMask: SrcNAT}, false},
+		{Filter{Mark: 0x20, MarkMask: 0xf0}, false},
+	} {
+		if got := c.filter.Matches(flow); got != c.want {
+			t.Errorf("%+v: %v, want %v", c.filter, got, c.want)
+		}
+	}
+}
+
 func TestSecondsRoundUp(t *testing.T) {
 	for d, want := range map[time.Duration]uint32{1: 1, time.Second: 1, time.Second + 1: 2, time.Hour: 3600, 1<<63 - 1: 1<<31 - 1} {
 		if got := seconds(d); got != want {

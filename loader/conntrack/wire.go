@@ -14,7 +14,7 @@ import (
 // Message types of the subsystem NFNL_SUBSYS_CTNETLINK, enum cntl_msg_types.
 const (
 	subsystem = 1 << 8
-	msgNew    = subsystem | 0
+	msgNew    = subsystem
 	msgGet    = subsystem | 1
 	msgDelete = subsystem | 2
 )
