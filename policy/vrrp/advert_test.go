@@ -182,7 +182,15 @@ func TestParseMutations(t *testing.T) {
 			}
 		})
 	}
-	b := unhex(t, captured[v3].hex)
+	// A trailer that the kernel's checksum over IPv6 covers.
+	b := append(unhex(t, captured[v6].hex), 0xab, 0xcd)
+	src, dst := netip.MustParseAddr(captured[v6].src), netip.MustParseAddr(captured[v6].dst)
+	b[6], b[7] = 0, 0
+	binary.BigEndian.PutUint16(b[6:], ^fold(sum(b, pseudoSum(src, dst, len(b)))))
+	if _, reason := Parse(b, src, dst); reason != policy.AdvertValid {
+		t.Errorf("with a trailer: %s", reason)
+	}
+	b = unhex(t, captured[v3].hex)
 	if _, reason := Parse(b, netip.Addr{}, netip.Addr{}); reason != policy.AdvertVersion {
 		t.Errorf("without addresses: %s", reason)
 	}

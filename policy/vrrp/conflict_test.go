@@ -193,3 +193,14 @@ func TestTwoMastersOfUnknownVRID(t *testing.T) {
 	s.adverts(8, hear(other2))
 	s.changes(`VRID 77 on eth0.2 conflict ""`)
 }
+
+func TestManualVIPsThenKeepalived(t *testing.T) {
+	s := tell(t, onePin(vip2))
+	s.hold(vl2, vip2)
+	s.adverts(3, func() { s.hear(other2, 100) })
+	s.is(master, "here without adverts")
+	s.send(150)
+	s.is(master) // a takeover, until they overlap
+	s.adverts(3, func() { s.hear(other2, 100) }, func() { s.send(150) })
+	s.is(master, "this router")
+}

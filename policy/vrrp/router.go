@@ -144,9 +144,9 @@ func (t *Tracker) Advert(now time.Duration, seen policy.AdvertSeen) []Change {
 	}
 	at := now
 	if seen.Time > 0 && seen.Time < now {
-		at = max(seen.Time, r.last)
+		at = seen.Time
 	}
-	news := t.note(at, vr, r, advert)
+	news := t.note(max(at, r.last), vr, r, advert)
 	switch {
 	case vr.group == nil:
 		return t.judgeUnbound(now, vr)

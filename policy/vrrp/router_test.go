@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,6 +106,18 @@ func TestAdvertsAreJudgedAgain(t *testing.T) {
 	}
 }
 
+func TestEventsOutOfOrder(t *testing.T) {
+	s := tell(t, onePin(vip2))
+	late := s.packet(vl2, policy.Out, self2, 10, 150, vip2)
+	s.run(50 * ms)
+	s.send(150)
+	s.run(10 * ms)
+	s.note(s.tracker.Advert(s.now, late))
+	if got := s.tracker.Routers(s.now)[0].Routers[0].LastSeen; got != 10 {
+		t.Errorf("last seen %v ms ago, want 10", got)
+	}
+}
+
 func TestGroupByVRIDOrVIP(t *testing.T) {
 	// By VRID, whatever is announced.
 	s := tell(t, planOf())
@@ -152,6 +165,17 @@ func TestTaggedFramesOnTrunk(t *testing.T) {
 	trunk(policy.VLAN{Outer: 3}, other2, policy.In) // no interface of its own
 	trunk(policy.VLAN{Outer: 100, Inner: 20}, other2, policy.In)
 	rows := s.tracker.Routers(s.now)
+	tagged := s.packet(vl2, policy.In, third2, 10, 100, vip2) // a VLAN within VLAN 2 is not VLAN 2
+	tagged.VLAN = policy.VLAN{Outer: 7}
+	s.note(s.tracker.Advert(s.now, tagged))
+	for _, line := range s.tracker.Groups(s.now, time.Time{})[0].Evidence {
+		if strings.Contains(line, third2) {
+			t.Error("bound to the group:", line)
+		}
+	}
+	if rows := s.tracker.Routers(s.now); len(rows) != 3 || rows[2].VLAN.String() != "2.7" {
+		t.Errorf("rows: %+v", rows)
+	}
 	if len(rows) != 2 || rows[0].VLAN.String() != "3" || rows[1].VLAN.String() != "100.20" || rows[0].Interface != "eth0" {
 		t.Fatalf("rows: %+v", rows)
 	}

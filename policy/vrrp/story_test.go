@@ -158,10 +158,15 @@ func (s *story) hold(ifindex int, texts ...string) {
 
 func (s *story) drop(ifindex int, text string) {
 	s.t.Helper()
-	s.links[ifindex].Addrs = slices.DeleteFunc(s.links[ifindex].Addrs, func(a policy.Addr) bool {
+	s.links[ifindex].Addrs = without(s.links[ifindex].Addrs, text)
+	s.observe()
+}
+
+// without is a copy of a list of addresses that lacks one.
+func without(list []policy.Addr, text string) []policy.Addr {
+	return slices.DeleteFunc(slices.Clone(list), func(a policy.Addr) bool {
 		return a.Prefix.Addr() == netip.MustParseAddr(text)
 	})
-	s.observe()
 }
 
 // packet is an advert as the dataplane would report it.

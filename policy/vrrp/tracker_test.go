@@ -226,6 +226,20 @@ func TestOwnAdvertBeforeRestart(t *testing.T) {
 	s.run(time.Second)
 	s.is(fault, "adverts have stopped")
 
+	// It was there long before: there is nothing to wait for.
+	s = tell(t, onePin(vip2))
+	s.hold(vl2, vip2)
+	s.run(time.Minute)
+	s.is(master)
+	s.note(s.tracker.OwnAdvert(s.now, 1, s.now-5*time.Second, adv))
+	s.is(fault, "adverts have stopped")
+	s.note(s.tracker.OwnAdvert(s.now, 1, s.now-adv, adv))
+	s.is(master)
+	s.run(3*adv + defaultSlack - 1)
+	s.is(master)
+	s.run(1)
+	s.is(fault, "adverts have stopped")
+
 	// It lives: nothing happens.
 	s = tell(t, onePin(vip2))
 	s.hold(vl2, vip2)
@@ -329,7 +343,21 @@ func TestUpdateKeepsState(t *testing.T) {
 		t.Error("no time since when")
 	}
 
+	// Adverts that nobody's VRID announced before are its group's from now on.
+	plan = onePin(vip2b)
+	plan.Groups[0].Name = "Later"
+	s.note(s.tracker.Update(s.now, plan))
+	s.hold(vl2, vip2b)
+	s.send(150)
+	s.run(adv)
+	plan.Interfaces[0].VRIDs = []policy.PlanVRID{{VRID: 10, Group: 1}}
+	s.note(s.tracker.Update(s.now, plan))
+	s.is(master)
+	s.run(time.Second)
+	s.is(fault, "adverts have stopped")
+
 	// The same number for another pin: nothing is carried over.
+	s.drop(vl2, vip2b)
 	plan = onePin(vip2b)
 	plan.Pins[0].Name, plan.Groups[0].Name = "voip", "Voice"
 	s.seen = nil
