@@ -31,8 +31,8 @@ type conntrackFacts struct {
 
 type conntrackView map[conntrackKey]conntrackFacts
 
-// dumpConntrack reads the source-translated entries of the whole table, and
-// those with the VIP in them from the start (native mappings).
+// dumpConntrack reads the source-translated entries of the whole table: every
+// mapping has one, native ones too.
 func dumpConntrack(ctx context.Context) (conntrackView, error) {
 	conn, err := conntrack.Dial()
 	if err != nil {

@@ -333,8 +333,8 @@ func TestConnectionsThatSayNothing(t *testing.T) {
 	}
 }
 
-func TestAnotherVersionAnswers(t *testing.T) {
-	b := newRig(t)
+// answerWith stands in for a daemon that gives one canned answer.
+func (b *rig) answerWith(answer string) {
 	b.dial = func(context.Context, string) (net.Conn, error) {
 		here, there := net.Pipe()
 		go func() {
@@ -345,12 +345,27 @@ func TestAnotherVersionAnswers(t *testing.T) {
 					return
 				}
 			}
-			fmt.Fprint(there, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			fmt.Fprint(there, answer)
 		}()
 		return here, nil
 	}
-	code, _, stderr := b.run("status")
-	if code != exitFailed || !strings.Contains(stderr, "another version") {
-		t.Errorf("exit code %d, %q", code, stderr)
+}
+
+func TestStrangeAnswers(t *testing.T) {
+	for _, c := range []struct{ args, answer, stderr string }{
+		{"status", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "another version"},
+		{"flows", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "before the list of flows was whole"},
+		{"flows", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}", "EOF"},
+		{"flows", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwhat", "read a flow"},
+		{"pin ls", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "read the daemon's answer"},
+		{"pin ls", "no HTTP at all\r\n", "ask the daemon"},
+		{"reload", "", "ask the daemon"},
+	} {
+		b := newRig(t)
+		b.answerWith(c.answer)
+		code, _, stderr := b.run(strings.Fields(c.args)...)
+		if code != exitFailed || !strings.Contains(stderr, c.stderr) {
+			t.Errorf("%s, %q: exit code %d, %q", c.args, c.answer, code, stderr)
+		}
 	}
 }

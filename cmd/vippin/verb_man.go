@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
@@ -23,9 +22,8 @@ func (c *cli) man() *cobra.Command {
 			}
 			root := (&cli{env: c.env}).root()
 			root.DisableAutoGenTag = true
-			// The date is not in the pages, so that they change only with the text.
-			epoch := time.Unix(0, 0)
-			header := &doc.GenManHeader{Section: "8", Source: "vippin", Manual: "vippin", Date: &epoch}
+			// The pages carry the date of $SOURCE_DATE_EPOCH, for reproducible packages, else today's.
+			header := &doc.GenManHeader{Section: "8", Source: "vippin " + version, Manual: "Redundant routers"}
 			if err := doc.GenManTree(root, header, args[0]); err != nil {
 				return fmt.Errorf("write man pages: %w", err)
 			}

@@ -54,18 +54,18 @@ func (c *cli) pinList() *cobra.Command {
 living pinned connections, the packets that left with the VIP and those that
 did not and why:
 
-  off            the pin is switched off
-  backup         this router is not MASTER
-  stale_role     it was MASTER, but nothing has confirmed it lately
-  born_before    the connection is older than the pin
-  no_vip         the pin has no VIP of this family
-  source         no pin takes this inside host
-  helper         the connection has a conntrack helper (FTP, SIP …)
-  full           the mapping table is full (dataplane.max_flows)
-  no_port        no free port on the VIP was found
-  no_conntrack   conntrack does not know the packet
-  fragment       a fragment
-  error          it could not be rewritten
+    off            the pin is switched off
+    backup         this router is not MASTER
+    stale_role     it was MASTER, but nothing has confirmed it lately
+    born_before    the connection is older than the pin
+    no_vip         the pin has no VIP of this family
+    source         no pin takes this inside host
+    helper         the connection has a conntrack helper (FTP, SIP …)
+    full           the mapping table is full (dataplane.max_flows)
+    no_port        no free port on the VIP was found
+    no_conntrack   conntrack does not know the packet
+    fragment       a fragment
+    error          it could not be rewritten
 
 It works without a daemon too (after "vippin load").`,
 		Example: `  vippin pin ls
