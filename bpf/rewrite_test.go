@@ -68,9 +68,13 @@ func (f flow) frames(direction string) (in, out frame) {
 	return in, out
 }
 
+func (f flow) ipProto() layers.IPProtocol {
+	return frame{src: f.local, proto: f.proto}.ipProto()
+}
+
 func (f flow) key(self netip.AddrPort) (k DataplaneFlowKey) {
 	k.Slot = slot
-	k.Proto = uint8(frame{src: f.local, proto: f.proto}.ipProto())
+	k.Proto = uint8(f.ipProto())
 	k.Self.Word = words(self.Addr())
 	k.SelfPort = be16(self.Port())
 	k.Remote.Word = words(f.remote.Addr())
@@ -176,6 +180,9 @@ var shapes = []shape{
 	{name: "destination options", family: 6, apply: func(f *frame) { f.ext = []extension{destinationOpt} }},
 	{name: "routing header", family: 6, apply: func(f *frame) { f.ext = []extension{routingHeader} }},
 	{name: "atomic fragment", family: 6, apply: func(f *frame) { f.ext = []extension{atomicFragment} }},
+	{name: "atomic fragment, reserved bits set", family: 6, apply: func(f *frame) {
+		f.ext = []extension{{44, []byte{0xff, 0, 6, 1, 2, 3, 4}}}
+	}},
 	{name: "four extension headers", family: 6, apply: func(f *frame) {
 		f.ext = []extension{hopByHop, destinationOpt, routingHeader, atomicFragment}
 	}},
@@ -196,7 +203,7 @@ func eachFlow(t *testing.T, f func(t *testing.T, direction string, fl flow)) {
 			for _, proto := range []layers.IPProtocol{layers.IPProtocolTCP, layers.IPProtocolUDP, icmp} {
 				for _, newPort := range []bool{false, true} {
 					fl := someFlow(ipv6, proto, newPort)
-					name := fmt.Sprintf("%s/%v/%v/new port %v", direction, fl.local.Addr().BitLen(), fl.proto, newPort)
+					name := fmt.Sprintf("%s/%v/%v/new port %v", direction, fl.local.Addr(), fl.ipProto(), newPort)
 					t.Run(name, func(t *testing.T) { f(t, direction, fl) })
 				}
 			}

@@ -94,6 +94,28 @@ func TestWrongDirection(t *testing.T) {
 	})
 }
 
+// With an echo identifier of 0 the ports of requests and replies look the same:
+// the direction of the echo alone tells whose it is.
+func TestEchoIdentifierZero(t *testing.T) {
+	d := newDataplane(t)
+	for _, direction := range []string{egress, ingress} {
+		for _, ipv6 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/ipv6 %v", direction, ipv6), func(t *testing.T) {
+				fl := someFlow(ipv6, icmp, false)
+				fl.local = netip.AddrPortFrom(fl.local.Addr(), 0)
+				fl.public = netip.AddrPortFrom(fl.public.Addr(), 0)
+				d.unmapFlows(t)
+				d.mapFlow(t, fl)
+				in, want := fl.frames(direction)
+				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, rewritten(direction))
+				in.reply = !in.reply
+				b := in.bytes(t)
+				d.expect(t, direction, b, b, skBuff{}, checksumComplete, counts{})
+			})
+		}
+	}
+}
+
 // Octets of a good packet changed one by one.
 func TestMalformed(t *testing.T) {
 	d := newDataplane(t)
