@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"vippin/loader"
@@ -38,9 +39,12 @@ func (c *cli) openPinned(p places) (dataplane, error) {
 	if err == nil {
 		return d, nil
 	}
-	if errors.Is(err, loader.ErrNotLoaded) {
+	switch {
+	case errors.Is(err, loader.ErrNotLoaded):
 		err = fmt.Errorf("%w: nobody listens in %s, and nothing is loaded below %s (start \"vippin run\" or \"vippin load\")",
 			errNoDaemon, p.runDir, p.bpffs)
+	case errors.Is(err, fs.ErrPermission) && c.env.euid != 0:
+		err = fmt.Errorf("no daemon runs in %s, and without it only root may look: %w", p.runDir, err)
 	}
 	if p.problem != nil {
 		err = fmt.Errorf("%w; these are the default places, since: %w", err, p.problem)

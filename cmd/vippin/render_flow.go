@@ -67,7 +67,10 @@ func showEvent(o *output, e policy.Event) error {
 	if e.Group != "" {
 		subject += " group " + clean(e.Group)
 	}
-	if e.Pin != "" {
+	switch {
+	case e.Pin != "" && e.Kind == "pin":
+		subject += " " + clean(e.Pin)
+	case e.Pin != "":
 		subject += " pin " + clean(e.Pin)
 	}
 	if e.Role != nil {

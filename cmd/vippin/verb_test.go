@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -85,6 +86,16 @@ func TestOnlyRoot(t *testing.T) {
 		if code != exitFailed || !strings.Contains(stderr, "only root") {
 			t.Errorf("%s: exit code %d, %q", args, code, stderr)
 		}
+	}
+}
+
+func TestNothingToSeeWithoutRights(t *testing.T) {
+	b := newRig(t)
+	b.euid = 1000
+	b.open = func(string) (dataplane, error) { return nil, fmt.Errorf("open pinned map: %w", os.ErrPermission) }
+	code, _, stderr := b.run("pin", "ls")
+	if code != exitFailed || !strings.Contains(stderr, "no daemon runs") || !strings.Contains(stderr, "only root") {
+		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
 
@@ -332,7 +343,7 @@ func TestMonitor(t *testing.T) {
 // waitFor waits for something that has no event of its own.
 func waitFor(t *testing.T, done func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for !done() {
 		if time.Now().After(deadline) {
 			t.Fatal("waited too long")
