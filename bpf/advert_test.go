@@ -23,6 +23,7 @@ type sum int
 const (
 	sumRFC    sum = iota // RFC 9568: pseudo-header over IPv6 only; RFC 3768: none
 	sumPseudo            // as keepalived does in version 3 over IPv4
+	sumGroup             // as keepalived did for unicast: the group's address in the pseudo-header
 	sumWrong
 )
 
@@ -37,7 +38,7 @@ type advert struct {
 	auth     uint8
 	interval uint16 // version 2: seconds; version 3: hundredths of a second
 	vips     []netip.Addr
-	password string // version 2 with auth 1: eight octets
+	password string // version 2: eight octets, zero without a password
 	sum      sum
 
 	ah       bool // behind an authentication header
@@ -74,7 +75,8 @@ func advert3v6() advert {
 func advert2() advert {
 	return advert{
 		version: 2, kind: 1, vrid: 51, priority: 150, interval: 1, vips: []netip.Addr{vip4},
-		src: unique4, dst: multicast4, ttl: 255,
+		password: "\x00\x00\x00\x00\x00\x00\x00\x00",
+		src:      unique4, dst: multicast4, ttl: 255,
 	}
 }
 
@@ -108,9 +110,13 @@ func (a advert) vrrp() []byte {
 	}
 	b = append(b, a.password...)
 	var over []byte
-	if a.src.Is6() || a.sum == sumPseudo {
+	if a.src.Is6() || a.sum == sumPseudo || a.sum == sumGroup {
+		dst := a.dst
+		if a.sum == sumGroup {
+			dst = multicast4
+		}
 		over = append(over, a.src.AsSlice()...)
-		over = append(over, a.dst.AsSlice()...)
+		over = append(over, dst.AsSlice()...)
 		over = binary.BigEndian.AppendUint32(over, uint32(len(b)))
 		over = append(over, 0, 0, 0, byte(protoVRRP))
 	}

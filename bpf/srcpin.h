@@ -14,6 +14,7 @@
 
 #define PORT_TRIES 16 /* public ends tried for one flow */
 #define EEXIST 17
+#define FOREIGN_NS 60000000000ULL /* twice as long as conntrack keeps an ICMP echo */
 
 /* The key of a packet that leaves (self = source) or arrives (self = destination). */
 static __always_inline void key_of(const struct packet *pkt, __u32 slot, enum end self, struct flow_key *key)
@@ -56,6 +57,14 @@ static __always_inline struct verdict leave_unpinned(const struct flow_key *key,
 	return (struct verdict){pin, reason};
 }
 
+/* Did somebody else's ICMP echo leave from this public end lately? */
+static __always_inline bool used_by_others(const struct flow_key *key)
+{
+	__u64 *seen = bpf_map_lookup_elem(&foreign, key);
+
+	return seen && bpf_ktime_get_coarse_ns() - *seen < FOREIGN_NS;
+}
+
 /* Takes a public end for the flow; *end is what the flow got. PIN_CREATED, or
  * why it got none.
  */
@@ -79,7 +88,7 @@ static __noinline int take_public_end(struct __sk_buff *skb, bool ipv6, const st
 
 		if (i)
 			key.self_port = another_port(key.proto, key.self_port);
-		if (!bpf_map_lookup_elem(&by_public, &key) && !bpf_map_lookup_elem(&foreign, &key) &&
+		if (!bpf_map_lookup_elem(&by_public, &key) && !used_by_others(&key) &&
 		    !conntrack_holds(skb, ipv6, &key)) {
 			err = bpf_map_update_elem(&by_public, &key, &mine, BPF_NOEXIST);
 			if (err != -EEXIST)

@@ -10,7 +10,7 @@
 
 #define VRRP_HEADER 8
 #define VRRP_TYPE_ADVERT 1
-#define VRRP_AUTH_PASS 1
+#define VRRP_GROUP 0xe0000012 /* 224.0.0.18 */
 #define VRRP_AUTH_AH 2
 #define VRRP_AUTH_DATA 8 /* octets behind the addresses, version 2 */
 #define CSUM_CHUNK 512 /* the most that bpf_csum_diff takes at once */
@@ -62,12 +62,9 @@ static __always_inline bool is_multicast(const struct packet *pkt)
 	return (pkt->dst.word[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 }
 
-/* Version 2 sums the message alone, version 3 over IPv6 the pseudo-header too.
- * Over IPv4 RFC 9568 leaves the pseudo-header out and keepalived by default
- * puts it in: either will do. The payload is zero behind its end.
- */
-static __always_inline bool checksum_good(const struct packet *pkt, struct advert_scratch *s, __u32 len,
-					  bool version2)
+/* The payload's sum plus the pseudo-header's, with this destination. */
+static __always_inline bool sums_up(const struct packet *pkt, __u32 len, __u16 payload,
+				    const struct addr *dst)
 {
 	struct {
 		struct addr src;
@@ -75,6 +72,26 @@ static __always_inline bool checksum_good(const struct packet *pkt, struct adver
 		__be32 len;
 		__be32 proto;
 	} pseudo = {.len = bpf_htonl(len), .proto = bpf_htonl(IPPROTO_VRRP)};
+
+	if (pkt->ipv6) {
+		pseudo.src = pkt->src;
+		pseudo.dst = *dst;
+	} else {
+		pseudo.src.word[0] = pkt->src.word[3];
+		pseudo.dst.word[0] = dst->word[3];
+	}
+	return csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), payload)) == 0xffff;
+}
+
+/* Version 2 sums the message alone, version 3 over IPv6 the pseudo-header too.
+ * Over IPv4 RFC 9568 leaves the pseudo-header out and keepalived by default
+ * puts it in, in its old unicast way with the group's address as destination:
+ * any of them will do. The payload is zero behind its end.
+ */
+static __always_inline bool checksum_good(const struct packet *pkt, struct advert_scratch *s, __u32 len,
+					  bool version2)
+{
+	struct addr group = addr_from_v4(bpf_htonl(VRRP_GROUP));
 	__s64 sum = 0;
 
 	for (int i = 0; i < ADVERT_MAX / CSUM_CHUNK; i++)
@@ -84,15 +101,8 @@ static __always_inline bool checksum_good(const struct packet *pkt, struct adver
 		return true;
 	if (version2)
 		return false;
-	if (pkt->ipv6) {
-		pseudo.src = pkt->src;
-		pseudo.dst = pkt->dst;
-	} else {
-		pseudo.src.word[0] = pkt->src.word[3];
-		pseudo.dst.word[0] = pkt->dst.word[3];
-	}
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), csum_fold(sum));
-	return csum_fold(sum) == 0xffff;
+	return sums_up(pkt, len, csum_fold(sum), &pkt->dst) ||
+	       (!pkt->ipv6 && sums_up(pkt, len, csum_fold(sum), &group));
 }
 
 /* Judges the advert whose first len octets lie in the scratch. */
@@ -116,8 +126,7 @@ static __always_inline enum advert_reason judge_advert(const struct packet *pkt,
 	if (version == 2) {
 		if (h->auth_type > VRRP_AUTH_AH || (h->auth_type == VRRP_AUTH_AH) != ah)
 			return ADVERT_AUTH;
-		if (h->auth_type == VRRP_AUTH_PASS)
-			need += VRRP_AUTH_DATA;
+		need += VRRP_AUTH_DATA; /* also without a password (RFC 3768 section 5.1) */
 	} else if (ah) {
 		return ADVERT_AUTH;
 	}

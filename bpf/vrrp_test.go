@@ -157,6 +157,7 @@ func TestAdvertValid(t *testing.T) {
 		{"eight octets behind the addresses", 2, 0, func(a *advert) { a.password += "\x00\x00\x00\x00\x00\x00\x00\x00" }},
 		{"unicast", 0, 4, func(a *advert) { a.dst = remote4 }},
 		{"unicast", 0, 6, func(a *advert) { a.src, a.dst = unique6, remote6 }},
+		{"unicast, summed as if it were multicast", 3, 4, func(a *advert) { a.dst, a.sum = remote4, sumGroup }},
 		{"unicast, ttl 64", 0, 4, func(a *advert) { a.dst, a.ttl = remote4, 64 }},
 		{"unicast, ttl 64", 0, 6, func(a *advert) { a.src, a.dst, a.ttl = unique6, remote6, 64 }},
 		{"ip options", 0, 4, func(a *advert) {
@@ -194,10 +195,10 @@ func TestAdvertInvalid(t *testing.T) {
 	}{
 		{"no address", nil, short, func(a *advert) { a.count = -1 }},
 		{"no address, none counted", nil, short, func(a *advert) { a.vips = nil; a.password = "" }},
-		{"one address too few", advert.notPass, short, func(a *advert) { a.count = len(a.vips) + 1 }},
+		{"one address too few", advert.is3, short, func(a *advert) { a.count = len(a.vips) + 1 }},
 		{"255 addresses counted", nil, short, func(a *advert) { a.count = 255 }},
-		{"no password", advert.isPass, short, func(a *advert) { a.password = "" }},
-		{"half a password", advert.isPass, short, func(a *advert) { a.password = "seven\x00\x00" }},
+		{"no authentication data", advert.is2, short, func(a *advert) { a.password = "" }},
+		{"half of the authentication data", advert.is2, short, func(a *advert) { a.password = "seven\x00\x00" }},
 		{"vrid 0", nil, short, func(a *advert) { a.vrid = 0 }},
 		{"version 0", nil, badVersion, func(a *advert) { a.version = 0 }},
 		{"version 1", nil, badVersion, func(a *advert) { a.version = 1 }},
@@ -247,8 +248,6 @@ func (a advert) is4noAH() bool { return a.src.Is4() && !a.ah }
 func (a advert) is6() bool     { return a.src.Is6() }
 func (a advert) is2() bool     { return a.version == 2 }
 func (a advert) is3() bool     { return a.version == 3 }
-func (a advert) isPass() bool  { return a.version == 2 && a.auth == 1 }
-func (a advert) notPass() bool { return !a.isPass() }
 
 // Over IPv6 the pseudo-header is a must: a sum that is right without it is
 // wrong, and so is one made over other addresses.
