@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"vippin/loader/conntrack"
 )
@@ -27,10 +28,13 @@ func tracked(t *testing.T, conn *conntrack.Conn, key flowKey) {
 		t.Fatalf("%v has no inverse", reply)
 	}
 	orig.Src = netip.MustParseAddr("192.168.1.10")
-	results, err := conn.Create([]conntrack.Entry{{
+	entry := conntrack.Entry{
 		Orig: orig, NATSrc: keySelf(&key), Timeout: time.Hour, Status: conntrack.SeenReply | conntrack.Assured,
-		TCP: &conntrack.TCP{State: conntrack.TCPEstablished},
-	}})
+	}
+	if key.Proto == unix.IPPROTO_TCP {
+		entry.TCP = &conntrack.TCP{State: conntrack.TCPEstablished}
+	}
+	results, err := conn.Create([]conntrack.Entry{entry})
 	if err := errors.Join(append(results, err)...); err != nil {
 		t.Fatalf("create conntrack entry: %v", err)
 	}

@@ -33,12 +33,14 @@ type lab struct {
 
 	mu   sync.Mutex
 	seen map[string]map[netip.AddrPort]int // by flow: the sources the server saw
+
+	accepted chan net.Conn // the server's ends
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	router := enterNamespace(t)
-	l := &lab{seen: make(map[string]map[netip.AddrPort]int)}
+	l := &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
 	l.lan = l.side(t, router, "lan0", "192.168.1.1/24", "192.168.1.10/24", "192.168.1.11/24")
 	l.wan = l.side(t, router, "wan0", "198.51.100.3/24", "198.51.100.9/24")
 	inside := func() error {
@@ -147,6 +149,7 @@ func (l *lab) serve(t *testing.T) {
 				if err != nil {
 					return
 				}
+				l.accepted <- conn
 				go l.serveTCP(conn)
 			}
 		}()

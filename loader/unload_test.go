@@ -3,12 +3,16 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"vippin/loader/conntrack"
 	"vippin/policy"
 )
 
@@ -129,6 +133,116 @@ func TestUnloadKeepsFlows(t *testing.T) {
 	mustAsk(t, late)
 	if got := l.source(t, "late"); got.Addr().String() != unique {
 		t.Errorf("a flow after the unload came from %v", got)
+	}
+}
+
+// TestConversionHoldsAnswers stops a conversion half-way: an answer that comes
+// when there is no conntrack entry at all does not end the flow.
+func TestConversionHoldsAnswers(t *testing.T) {
+	l := newLab(t)
+	l.serve(t)
+	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
+	l.plan(t, d, true)
+	c := l.dial(t, "held", "tcp4", "192.168.1.10:42000")
+	mustAsk(t, c)
+	server := <-l.accepted
+	conn, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	converter := &converter{d: d, conn: conn}
+	var flow conversion
+	err = converter.living(func(batch []conversion) error { flow = batch[0]; return nil })
+	if err != nil || flow.flow == nil {
+		t.Fatalf("find the flow: %+v, %v", flow, err)
+	}
+	if err := converter.holdAnswers(&flow); err != nil {
+		t.Fatal(err)
+	}
+	untrack(t, conn, flow.key)
+	before := mustCount(t, d).Returned
+	line := fmt.Sprintf("%-*s", lineLen, "pushed")
+	if _, err := server.Write([]byte(line)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the answer comes while there is no entry", func() bool { return mustCount(t, d).Returned > before })
+	results, err := converter.replace([]conntrack.Replacement{{Old: flow.flow.Ref(), New: native(&flow)}})
+	if err := errors.Join(append(results, err, converter.finish([]*conversion{&flow}, results))...); err != nil {
+		t.Fatalf("finish: %v", err)
+	}
+	pushed := make([]byte, lineLen)
+	if err := c.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c.conn, pushed); err != nil || string(pushed) != line {
+		t.Fatalf("read %q, %v, want %q", pushed, err, line)
+	}
+	mustAsk(t, c)
+	if got := l.source(t, "held"); got.String() != vip+":42000" {
+		t.Errorf("the flow came from %v", got)
+	}
+	var end publicEnd
+	var local localEnd
+	err = errors.Join(d.maps.ByLocal.Lookup(flow.key, &end), d.maps.ByPublic.Lookup(publicKey(flow.key, &flow.end), &local))
+	if err != nil || end.Flags&mappingNative == 0 || local.Flags&mappingNative == 0 || local.Addr.Word != flow.key.Self.Word {
+		t.Errorf("mapping afterwards: %+v, %+v, %v, want both native", end, local, err)
+	}
+}
+
+func mustCount(t *testing.T, d *Dataplane) PinCounters {
+	t.Helper()
+	counters, err := d.countersOf(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counters
+}
+
+// TestUnloadRefuses: what cannot be converted is known before anything is done.
+func TestUnloadRefuses(t *testing.T) {
+	enterNamespace(t)
+	ifindex := addVeth(t, "wan0", "wan1")
+	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
+	mustApply(t, d, onePin(ifindex, "wan0", true))
+	conn, err := conntrack.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	fine, _ := testMapping(t, d, 4001)
+	tracked(t, conn, fine)
+	testMapping(t, d, 4002) // without an entry: dead already
+	odd := fine
+	odd.Proto, odd.SelfPort, odd.RemotePort = 50, 0, 0
+	end := publicEnd{Pin: 1}
+	end.Addr.Word = addrWords(netip.MustParseAddr(vip))
+	local := localEnd{Pin: 1}
+	local.Addr.Word = odd.Self.Word
+	if err := errors.Join(d.maps.ByPublic.Put(publicKey(odd, &end), local), d.maps.ByLocal.Put(odd, end)); err != nil {
+		t.Fatal(err)
+	}
+	tracked(t, conn, odd)
+	report, err := d.Unload(false)
+	if err == nil || report != (UnloadReport{Broken: 1}) {
+		t.Fatalf("unload: %+v, %v, want a refusal for one flow", report, err)
+	}
+	contains(t, err.Error(), "1 living flows would break")
+	if plan := mustPlanned(t, d); !plan.Pins[0].Enabled {
+		t.Error("a refused unload left the pin off")
+	}
+	if flow, err := conn.Get(replyTuple(&fine, 0)); err != nil || !isOurs(flow, replyTuple(&fine, 0)) {
+		t.Errorf("a refused unload changed an entry: %+v, %v", flow, err)
+	}
+	if on, err := d.attached(ifindex); err != nil || !on {
+		t.Errorf("a refused unload detached: %v, %v", on, err)
+	}
+	report, err = d.Unload(true)
+	if err != nil || report != (UnloadReport{Converted: 1, Broken: 1}) {
+		t.Errorf("forced unload: %+v, %v", report, err)
+	}
+	if _, err := Open(d.dir); !errors.Is(err, ErrNotLoaded) {
+		t.Errorf("open after unload: %v", err)
 	}
 }
 
