@@ -229,6 +229,9 @@ func TestRewrite(t *testing.T) {
 				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumNone, rewritten(direction))
 			})
 			t.Run(s.name+", checksum complete", func(t *testing.T) {
+				if !canCheckSums(t, d.program(direction)) {
+					t.Skip("BPF_PROG_TEST_RUN cannot check skb->csum before Linux 6.16")
+				}
 				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, rewritten(direction))
 			})
 		}
