@@ -85,13 +85,19 @@ func remains(t *testing.T, prefix string) []string {
 	return found
 }
 
+// isZombie says that a process is dead and only waits to be reaped.
+func isZombie(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(stat), ") Z ")
+}
+
 func TestCloseRemovesEverything(t *testing.T) {
 	l := ForTest(t, "close", Options{Hosts: 1})
 	if err := l.StartRouters(testContext(t), Keepalived{}); err != nil {
 		t.Fatal(err)
 	}
 	// A process that has left the process group and that nobody waits for.
-	if _, err := l.Hosts[0].Start(l.Dir, "stray", nil, "setsid", "sh", "-c", "sleep 1000 & sleep 1000"); err != nil {
+	if _, err := l.Hosts[0].Start(l.Dir, "stray", nil, "sh", "-c", "setsid sh -c 'sleep 60 & sleep 60 & wait' & wait"); err != nil {
 		t.Fatal(err)
 	}
 	mine := prefix() + "close-"
@@ -99,8 +105,22 @@ func TestCloseRemovesEverything(t *testing.T) {
 		t.Fatalf("a running lab shows only %v", found)
 	}
 	group := l.RA.Keepalived().Pid()
+	var strays []int
+	if err := Await(t.Context(), "the stray processes", func() (bool, error) {
+		pids, err := livingInside(l.Hosts[0].NS)
+		strays = pids
+		return len(pids) >= 3, err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+	for _, pid := range strays {
+		if err := syscall.Kill(pid, 0); err == nil && !isZombie(pid) {
+			t.Errorf("stray process %d lives", pid)
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
 	}
 	if found := remains(t, mine); len(found) > 0 {
 		t.Errorf("left over: %v", found)
