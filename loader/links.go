@@ -93,9 +93,13 @@ func addrOf(addr netlink.Addr) (policy.Addr, bool) {
 	if bits == 32 {
 		ip = ip.Unmap()
 	}
+	passedOver := unix.IFA_F_DEPRECATED
+	if ip.Is4() { // over IPv6 the same bit means temporary
+		passedOver = unix.IFA_F_SECONDARY
+	}
 	return policy.Addr{
 		Prefix:     netip.PrefixFrom(ip, ones),
-		Deprecated: addr.Flags&unix.IFA_F_DEPRECATED != 0,
+		Deprecated: addr.Flags&passedOver != 0,
 	}, true
 }
 

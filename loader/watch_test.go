@@ -122,8 +122,13 @@ func TestObserveRealLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	secondary := &netlink.Addr{IPNet: parseNet(t, "198.51.100.77/24")}
+	if err := netlink.AddrAdd(veth, secondary); err != nil {
+		t.Fatal(err)
+	}
 	wan, vmac, lo := observeLink(t, "wan"), observeLink(t, "vrrp.10"), observeLink(t, "lo")
-	if wan.Kind != "veth" || wan.Parent != 0 || !wan.Up || !wan.HasL2 || !hasAddr(wan, "198.51.100.3/24", false) {
+	if wan.Kind != "veth" || wan.Parent != 0 || !wan.Up || !wan.HasL2 || !hasAddr(wan, "198.51.100.3/24", false) ||
+		!hasAddr(wan, "198.51.100.77/24", true) {
 		t.Errorf("wan: %+v", wan)
 	}
 	if vmac.Kind != "macvlan" || vmac.Parent != wan.Index || !vmac.Up || !hasAddr(vmac, "2001:db8::2/128", true) {

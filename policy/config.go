@@ -120,7 +120,7 @@ type VRRPConfig struct {
 // TagConfig is put on VRRP adverts.
 type TagConfig struct {
 	Mark     MarkConfig
-	Priority uint32 // skb->priority; 7 is TC_PRIO_CONTROL
+	Priority uint32 // skb->priority; 7 is TC_PRIO_CONTROL, 0 = leave it alone
 }
 
 // MarkConfig is some bits of a packet's mark: mark = (mark &^ Mask) | Value.

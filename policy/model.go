@@ -98,7 +98,7 @@ type Link struct {
 // Addr is one address on a link.
 type Addr struct {
 	Prefix     netip.Prefix // address and prefix length, unmasked
-	Deprecated bool         // IPv6: never chosen as a source (keepalived's /128 VIPs)
+	Deprecated bool         // the kernel never chooses it by itself: IPv6 deprecated (keepalived's /128 VIPs), IPv4 secondary
 }
 
 // Plan is the whole state the dataplane must have. Numbers (pin, slot, group)

@@ -112,7 +112,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		case advert := <-d.adverts:
 			d.advertsHeard(advert)
 		case n := <-d.notices:
-			d.decided(d.state.tracker.FIFO(d.env.monotonic(), kindOf(n), n.Name, n.State, uint8(n.Priority)))
+			d.decided(d.state.tracker.FIFO(d.env.monotonic(), n.Kind, n.Name, n.State, n.Priority))
 		case what := <-d.asked:
 			what()
 		case <-tick.C:
@@ -130,13 +130,6 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.dropRetired()
 		}
 	}
-}
-
-func kindOf(n fifoNotice) string {
-	if n.Group {
-		return "GROUP"
-	}
-	return "INSTANCE"
 }
 
 // armTick sets the timer to when time alone changes the tracker's mind.
@@ -248,7 +241,7 @@ func (d *daemon) tellChange(change vrrp.Change) {
 		d.log.Info("role", "group", change.Name, "is", change.Role.String(), "was", change.Was.String(), "evidence", change.Evidence)
 		role := change.Role
 		d.hub.Publish(policy.Event{Kind: "role", Group: change.Name, Role: &role,
-			Detail: fmt.Sprintf("%s, was %s", change.Role, change.Was)})
+			Detail: "was " + change.Was.String()})
 	}
 	if change.ConflictChanged {
 		detail := change.Conflict

@@ -10,65 +10,19 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"vippin/policy"
+	"vippin/policy/vrrp"
 )
 
 // fifoNotice is one line of keepalived's notify FIFO.
 type fifoNotice struct {
-	Group    bool // a sync group, else one instance
-	Name     string
-	Role     policy.Role // STOP and DELETED are RoleFault
-	State    string      // as keepalived wrote it
-	Priority uint8
-}
-
-// fifoStates are the words of keepalived's vrrp_notify.c and what they say of
-// the role. MASTER_RX_LOWER_PRI and *_PRIORITY come without a transition.
-var fifoStates = map[string]policy.Role{
-	"MASTER": policy.RoleMaster, "MASTER_RX_LOWER_PRI": policy.RoleMaster, "MASTER_PRIORITY": policy.RoleMaster,
-	"BACKUP": policy.RoleBackup, "BACKUP_PRIORITY": policy.RoleBackup,
-	"FAULT": policy.RoleFault, "STOP": policy.RoleFault, "DELETED": policy.RoleFault,
-}
-
-// parseFIFOLine reads `INSTANCE|GROUP "name" STATE priority`. keepalived
-// writes names unescaped, so the last quote ends the name.
-func parseFIFOLine(line string) (fifoNotice, error) {
-	var n fifoNotice
-	kind, rest, _ := strings.Cut(line, ` "`)
-	switch kind {
-	case "INSTANCE":
-	case "GROUP":
-		n.Group = true
-	default:
-		return n, fmt.Errorf("neither INSTANCE nor GROUP: %q", line)
-	}
-	end := strings.LastIndexByte(rest, '"')
-	if end < 1 {
-		return n, fmt.Errorf("no quoted name: %q", line)
-	}
-	n.Name = rest[:end]
-	words := strings.Fields(rest[end+1:])
-	if len(words) != 2 {
-		return n, fmt.Errorf("not a state and a priority after the name: %q", line)
-	}
-	var known bool
-	n.State = words[0]
-	if n.Role, known = fifoStates[n.State]; !known {
-		return n, fmt.Errorf("unknown state: %q", line)
-	}
-	priority, err := strconv.ParseUint(words[1], 10, 8)
-	if err != nil {
-		return n, fmt.Errorf("priority is not 0 to 255: %q", line)
-	}
-	n.Priority = uint8(priority)
-	return n, nil
+	Kind, Name string // GROUP or INSTANCE, and which
+	State      string // as keepalived wrote it
+	Priority   uint8
 }
 
 const (
@@ -191,12 +145,13 @@ func (r *fifoReader) feed(chunk []byte, handle func(fifoNotice)) {
 }
 
 func (r *fifoReader) line(text string, handle func(fifoNotice)) {
-	notice, err := parseFIFOLine(text)
-	if err != nil {
+	var n fifoNotice
+	var err error
+	if n.Kind, n.Name, n.State, n.Priority, err = vrrp.ParseFIFO(text); err != nil {
 		r.refuse(err)
 		return
 	}
-	handle(notice)
+	handle(n)
 }
 
 // refuse counts every bad line and logs the first, the second, the fourth …

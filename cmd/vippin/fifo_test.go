@@ -10,42 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"vippin/policy"
 )
-
-func TestParseFIFOLine(t *testing.T) {
-	cases := []struct {
-		line string
-		want fifoNotice
-		bad  bool
-	}{
-		{line: `INSTANCE "VI_2" MASTER 150`, want: fifoNotice{Name: "VI_2", Role: policy.RoleMaster, State: "MASTER", Priority: 150}},
-		{line: `GROUP "RouterCore" BACKUP 0`, want: fifoNotice{Group: true, Name: "RouterCore", Role: policy.RoleBackup, State: "BACKUP"}},
-		{line: `INSTANCE "a" FAULT 255`, want: fifoNotice{Name: "a", Role: policy.RoleFault, State: "FAULT", Priority: 255}},
-		{line: `INSTANCE "a" STOP 1`, want: fifoNotice{Name: "a", Role: policy.RoleFault, State: "STOP", Priority: 1}},
-		{line: `INSTANCE "a" DELETED 1`, want: fifoNotice{Name: "a", Role: policy.RoleFault, State: "DELETED", Priority: 1}},
-		{line: `INSTANCE "a" MASTER_RX_LOWER_PRI 1`, want: fifoNotice{Name: "a", Role: policy.RoleMaster, State: "MASTER_RX_LOWER_PRI", Priority: 1}},
-		{line: `INSTANCE "a" BACKUP_PRIORITY 9`, want: fifoNotice{Name: "a", Role: policy.RoleBackup, State: "BACKUP_PRIORITY", Priority: 9}},
-		{line: `INSTANCE "with "quotes" in it" MASTER 1`, want: fifoNotice{Name: `with "quotes" in it`, Role: policy.RoleMaster, State: "MASTER", Priority: 1}},
-		{line: ``, bad: true},
-		{line: `VS [198.51.100.1]:tcp:80 UP`, bad: true},
-		{line: `INSTANCE`, bad: true},
-		{line: `INSTANCE "" MASTER 1`, bad: true},
-		{line: `INSTANCE "a MASTER 1`, bad: true},
-		{line: `INSTANCE "a" {UNKNOWN} 1`, bad: true},
-		{line: `INSTANCE "a" MASTER`, bad: true},
-		{line: `INSTANCE "a" MASTER 256`, bad: true},
-		{line: `INSTANCE "a" MASTER -1`, bad: true},
-		{line: `INSTANCE "a" MASTER 1 2`, bad: true},
-	}
-	for _, c := range cases {
-		got, err := parseFIFOLine(c.line)
-		if (err != nil) != c.bad || err == nil && got != c.want {
-			t.Errorf("%q: %+v, %v", c.line, got, err)
-		}
-	}
-}
 
 // fifoRig runs a reader until the test ends.
 type fifoRig struct {

@@ -25,6 +25,17 @@ type notice struct {
 	at       time.Duration
 }
 
+// fifoRoles are keepalived's words and what they say of the role. Those in the
+// form X_PRIORITY and MASTER_RX_LOWER_PRI come without a transition; DELETED
+// ends the witness.
+var fifoRoles = map[string]policy.Role{
+	"MASTER": policy.RoleMaster, "MASTER_RX_LOWER_PRI": policy.RoleMaster, "MASTER_PRIORITY": policy.RoleMaster,
+	"BACKUP": policy.RoleBackup, "BACKUP_PRIORITY": policy.RoleBackup,
+	"FAULT": policy.RoleFault, "STOP": policy.RoleFault, fifoDeleted: policy.RoleFault,
+}
+
+const fifoDeleted = "DELETED"
+
 // ParseFIFO reads one line that keepalived writes to its notify FIFO, as
 //
 //	GROUP "RouterCore" MASTER 0
@@ -32,7 +43,7 @@ type notice struct {
 func ParseFIFO(line string) (kind, name, state string, priority uint8, err error) {
 	line = strings.TrimSpace(line)
 	start, end := strings.IndexByte(line, '"'), strings.LastIndexByte(line, '"')
-	if start < 0 || end == start {
+	if start < 0 || end <= start+1 {
 		return "", "", "", 0, fmt.Errorf("read keepalived notice %q: no name in double quotes", line)
 	}
 	kind, name = strings.TrimSpace(line[:start]), line[start+1:end]
@@ -43,6 +54,9 @@ func ParseFIFO(line string) (kind, name, state string, priority uint8, err error
 	if len(rest) != 2 {
 		return "", "", "", 0, fmt.Errorf("read keepalived notice %q: no state and priority after the name", line)
 	}
+	if _, known := fifoRoles[rest[0]]; !known {
+		return "", "", "", 0, fmt.Errorf("read keepalived notice %q: unknown state %q", line, rest[0])
+	}
 	number, err := strconv.ParseUint(rest[1], 10, 8)
 	if err != nil {
 		return "", "", "", 0, fmt.Errorf("read keepalived notice %q: priority %q is not 0 to 255", line, rest[1])
@@ -50,32 +64,24 @@ func ParseFIFO(line string) (kind, name, state string, priority uint8, err error
 	return kind, name, rest[0], uint8(number), nil
 }
 
-// FIFO takes keepalived's word: what its FIFO, or a transition script, says.
-// Kind is GROUP or INSTANCE, state one of MASTER, BACKUP, FAULT, STOP, DELETED
-// and keepalived's events (MASTER_RX_LOWER_PRI, MASTER_PRIORITY,
-// BACKUP_PRIORITY). It is the witness of the group of the same name; a GROUP's
-// word counts more than an INSTANCE's. Unknown states are passed over.
+// FIFO takes keepalived's word: what its FIFO, or a transition script, says,
+// in the words of ParseFIFO. It is the witness of the group of the same name; a
+// GROUP's word counts more than an INSTANCE's. Unknown states are passed over.
 func (t *Tracker) FIFO(now time.Duration, kind, name, state string, priority uint8) []Change {
 	key := fifoKey{kind, name}
-	n := notice{kind: kind, state: state, priority: priority, at: now}
-	switch state {
-	case "MASTER", "MASTER_RX_LOWER_PRI", "MASTER_PRIORITY":
-		n.role = policy.RoleMaster
-	case "BACKUP", "BACKUP_PRIORITY":
-		n.role = policy.RoleBackup
-	case "FAULT", "STOP":
-		n.role = policy.RoleFault
-	case "DELETED":
+	role, known := fifoRoles[state]
+	switch {
+	case !known:
+		return nil
+	case state == fifoDeleted:
 		delete(t.fifo, key)
 		return t.decideNamed(now, name)
-	default:
-		return nil
 	}
 	if _, known := t.fifo[key]; !known && len(t.fifo) >= maxNotices {
 		t.overflow++
 		return nil
 	}
-	t.fifo[key] = n
+	t.fifo[key] = notice{kind: kind, state: state, role: role, priority: priority, at: now}
 	return t.decideNamed(now, name)
 }
 
