@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -49,6 +50,9 @@ func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
 	}
 	defer func() { _ = conn.Close() }()
 	c := &converter{d: d, conn: conn}
+	if err := c.findZones(); err != nil {
+		return report, fmt.Errorf("unload: %w", err)
+	}
 	restore, err := d.disablePins()
 	if err != nil {
 		return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
@@ -101,8 +105,25 @@ func (d *Dataplane) disablePins() (restore func() error, err error) {
 
 // converter turns mappings into native conntrack entries.
 type converter struct {
-	d    *Dataplane
-	conn *conntrack.Conn
+	d     *Dataplane
+	conn  *conntrack.Conn
+	zones map[flowKey]uint16 // of flows in a conntrack zone, by key with slot 0
+}
+
+// findZones learns which flows are in a conntrack zone: the look-ups need it,
+// and the maps do not have it.
+func (c *converter) findZones() error {
+	c.zones = make(map[flowKey]uint16)
+	filter := conntrack.Filter{Status: conntrack.SrcNAT, StatusMask: conntrack.SrcNAT}
+	return c.conn.Dump(context.Background(), filter, func(flow *conntrack.Flow) error {
+		if flow.Reply.Zone == 0 {
+			return nil
+		}
+		if key, ok := replyKey(0, flow.Reply); ok {
+			c.zones[key] = flow.Reply.Zone
+		}
+		return nil
+	})
 }
 
 // conversion is one mapping with its living conntrack entry.
@@ -142,7 +163,9 @@ func (c *converter) living(yield func([]conversion) error) error {
 func (c *converter) alive(batch []conversion) ([]conversion, error) {
 	tuples := make([]conntrack.Tuple, len(batch))
 	for i := range batch {
-		tuples[i] = replyTuple(&batch[i].key, 0)
+		key := batch[i].key
+		key.Slot = 0
+		tuples[i] = replyTuple(&key, c.zones[key])
 	}
 	flows, err := c.conn.GetBatch(tuples)
 	if err != nil {

@@ -97,6 +97,10 @@ func TestUnloadKeepsFlows(t *testing.T) {
 		t.Fatalf("%d flows have another public port (%v), want 2 or more", moved, err)
 	}
 
+	ping := l.ping(t, "192.168.1.10", 77)
+	ping.await(t, vip)
+	pinged := ping.from
+
 	var stop atomic.Bool
 	var busy sync.WaitGroup
 	asked := make([]int, len(clients))
@@ -114,8 +118,8 @@ func TestUnloadKeepsFlows(t *testing.T) {
 	report, err := d.Unload(false)
 	stop.Store(true)
 	busy.Wait()
-	if err != nil || report != (UnloadReport{Converted: len(clients)}) {
-		t.Errorf("unload: %+v, %v, want %d converted", report, err, len(clients))
+	if err != nil || report != (UnloadReport{Converted: len(clients) + 1}) {
+		t.Errorf("unload: %+v, %v, want %d converted", report, err, len(clients)+1)
 	}
 	if on, err := d.attached(l.ifindex); err != nil || on {
 		t.Errorf("attached after unload: %v, %v", on, err)
@@ -128,6 +132,10 @@ func TestUnloadKeepsFlows(t *testing.T) {
 		if asked[i] == 0 {
 			t.Errorf("%s was idle during the unload", c.name)
 		}
+	}
+	ping.await(t, vip)
+	if got := ping.from; got != pinged {
+		t.Errorf("the ping came from %v, then from %v", pinged, got)
 	}
 	late := l.dial(t, "late", "udp4", "192.168.1.10:43000")
 	mustAsk(t, late)
