@@ -16,6 +16,10 @@
 // 2001:db8:113::/64. Everything carries the prefix vpPID- and is removed by
 // Close, by Main on a signal, or by the next process's Reap.
 //
+// The kernels this must run on may lack 8021q, netem and most queue disciplines:
+// wan1 stands for a second VLAN, cut cables and blocked adverts for bad ones,
+// and real tags are the business of test/vm.
+//
 // Threads: nothing here leaves a goroutine's thread in another namespace.
 // Node.Do locks the thread and returns it; processes are started from one
 // thread that lives as long as the lab, since they are told to die with it.

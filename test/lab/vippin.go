@@ -13,9 +13,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
-const bpfRoot = "/sys/fs/bpf"
+const (
+	bpfRoot        = "/sys/fs/bpf"
+	commandTimeout = time.Minute
+)
 
 // ConfigFile is the router's vippin.yaml; StartVippin and WriteVippin write it.
 func (r *Router) ConfigFile() string { return filepath.Join(r.Dir, "vippin.yaml") }
@@ -77,13 +81,16 @@ func (l *Lab) AwaitVippin(ctx context.Context, r *Router) error {
 
 // Vippin runs a vippin command on the router, with the router's configuration
 // file ("-c" among the arguments overrides it), and returns what it wrote and
-// its exit status, -1 when it could not be run (then stderr says why).
+// its exit status, -1 when it could not be run or did not end within a minute
+// (then stderr says why). For a command that does not end see StartCommand.
 func (l *Lab) Vippin(r *Router, args ...string) (stdout, stderr string, exit int) {
 	bin, err := l.vippinBin()
 	if err != nil {
 		return "", err.Error(), -1
 	}
-	cmd := exec.Command(bin, append([]string{"-c", r.ConfigFile()}, args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin, r.commandLine(args)...)
 	cmd.Env = append(os.Environ(), r.vippinEnv()...)
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
@@ -92,11 +99,28 @@ func (l *Lab) Vippin(r *Router, args ...string) (stdout, stderr string, exit int
 	}
 	if err := cmd.Wait(); err != nil {
 		var ended *exec.ExitError
-		if !errors.As(err, &ended) {
+		if !errors.As(err, &ended) || ctx.Err() != nil {
 			return out.String(), complaints.String() + err.Error(), -1
 		}
 	}
 	return out.String(), complaints.String(), cmd.ProcessState.ExitCode()
+}
+
+// StartCommand starts a vippin command that does not end by itself, such as
+// monitor; its output is in the Proc's log, named after the command.
+func (l *Lab) StartCommand(r *Router, args ...string) (*Proc, error) {
+	if len(args) == 0 {
+		return nil, errors.New("start a vippin command: name one")
+	}
+	bin, err := l.vippinBin()
+	if err != nil {
+		return nil, err
+	}
+	return r.Start(r.Dir, "vippin-"+args[0], r.vippinEnv(), append([]string{bin}, r.commandLine(args)...)...)
+}
+
+func (r *Router) commandLine(args []string) []string {
+	return append([]string{"-c", r.ConfigFile()}, args...)
 }
 
 func (r *Router) vippinEnv() []string {

@@ -22,6 +22,9 @@ run)
 	trap 'echo stopped; exit 0' TERM
 	echo "running with $2 in $VIPPIN_RUN_DIR"
 	while :; do sleep 0.02; done ;;
+monitor)
+	echo "monitor of $2"
+	sleep 60 ;;
 status) echo '{}'; exit 3 ;;
 config) cat "$2" ;;
 links) ls /sys/class/net >/dev/null; ip -br link show dev wan0 ;;
@@ -61,6 +64,13 @@ func TestVippinRunsInTheRouter(t *testing.T) {
 	}
 	if _, complaint, exit := l.Vippin(l.RB, "dance"); exit != 2 || !strings.Contains(complaint, "dance") {
 		t.Errorf("an unknown verb: exit %d, %q", exit, complaint)
+	}
+	watch, err := l.StartCommand(l.RB, "monitor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := watch.AwaitLog(ctx, "monitor of "+l.RB.ConfigFile()); err != nil || !watch.Alive() {
+		t.Errorf("monitor: %v, alive %t", err, watch.Alive())
 	}
 	first := p.Pid()
 	if err := p.Kill9(); err != nil || p.Alive() {
