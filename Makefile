@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make build | demo | test | test-vm | generate | lint | man | clean
+# make build | demo | test | test-vm | fuzz | generate | lint | man | clean
 # Targets that touch packets need root; each installs what it lacks.
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO := go
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: build demo test test-unit test-lab test-vm fuzz generate generate-check lint man clean
+.PHONY: build demo test test-vm fuzz generate generate-check lint man clean
 
 build:
 	@test/setup.sh build
@@ -27,9 +27,10 @@ test-vm: build
 	@test/setup.sh build vm run test
 	VIPPIN_VM=1 VIPPIN_BIN=$(CURDIR)/bin/vippin $(GO) test -timeout 30m -count=1 -v ./test/vm/...
 
-# Five minutes for every fuzzer. What they find goes into testdata/fuzz.
+# What the fuzzers find goes into testdata/fuzz.
 FUZZTIME := 5m
 fuzz:
+	@test/setup.sh build
 	test/fuzz.sh $(FUZZTIME)
 
 # The BPF objects are committed: building vippin needs no clang.
@@ -47,6 +48,9 @@ lint:
 	clang-format-19 --dry-run -Werror bpf/*.c bpf/*.h
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+
+man: build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) bin/vippin man bin/man
 
 clean:
 	rm -rf bin
