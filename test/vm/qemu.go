@@ -25,8 +25,8 @@ const emulator = "qemu-system-x86_64"
 const kernelArgs = "console=ttyS0 loglevel=4 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init"
 
 // qemuArgs describes the machine. Descriptors 3, 4 and 5 are the console, the
-// command's output and the report.
-func qemuArgs(kernel Kernel, initramfs string, opts Options) []string {
+// command's output and the report, 6 is the initramfs.
+func qemuArgs(kernel Kernel, opts Options) []string {
 	cpus, mem := opts.CPUs, opts.MemMB
 	if cpus == 0 {
 		cpus = 2
@@ -40,7 +40,7 @@ func qemuArgs(kernel Kernel, initramfs string, opts Options) []string {
 		"-machine", "pc", "-accel", "tcg,thread=multi",
 		"-cpu", "max,la57=off", // five-level page tables only slow the emulation down
 		"-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(mem),
-		"-kernel", kernel.Image, "-initrd", initramfs, "-append", kernelArgs,
+		"-kernel", kernel.Image, "-initrd", "/dev/fd/6", "-append", kernelArgs,
 		"-chardev", "file,id=console,path=/dev/fd/3", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci",
 		"-chardev", "file,id=output,path=/dev/fd/4",

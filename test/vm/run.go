@@ -11,7 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"vippin/test/vm/internal/order"
@@ -73,15 +73,31 @@ func Run(ctx context.Context, kernel Kernel, opts Options) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("prepare the machine: %w", err)
 	}
-	path := filepath.Join(cache, fmt.Sprintf("initramfs-%d-%s", os.Getpid(), kernel.Release))
-	if err := os.WriteFile(path, initramfs, 0o600); err != nil {
+	image, err := unnamedFile(cache, initramfs)
+	if err != nil {
 		return Result{}, fmt.Errorf("prepare the machine: %w", err)
 	}
-	defer os.Remove(path)
+	defer image.Close()
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.Timeout,
 		fmt.Errorf("the machine's %v are over", opts.Timeout))
 	defer cancel()
-	return runMachine(ctx, qemuArgs(kernel, path, opts), opts.Output)
+	return runMachine(ctx, qemuArgs(kernel, opts), image, opts.Output)
+}
+
+// unnamedFile makes a file that goes with its last descriptor, however this
+// process ends.
+func unnamedFile(dir string, content []byte) (*os.File, error) {
+	file, err := os.CreateTemp(dir, "initramfs-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	if _, err := file.Write(content); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
 }
 
 // buildInitramfs puts together the first root: guest, its modules and the order.
@@ -122,7 +138,7 @@ func buildInitramfs(ctx context.Context, kernel Kernel, todo order.Order) ([]byt
 }
 
 // runMachine starts the emulator and follows its three streams until it ends.
-func runMachine(ctx context.Context, args []string, live io.Writer) (Result, error) {
+func runMachine(ctx context.Context, args []string, initramfs *os.File, live io.Writer) (Result, error) {
 	var (
 		result          Result
 		printed         bytes.Buffer
@@ -145,7 +161,7 @@ func runMachine(ctx context.Context, args []string, live io.Writer) (Result, err
 	}
 	cmd := exec.CommandContext(ctx, emulator, args...)
 	cmd.Stdout, cmd.Stderr = &complaint, &complaint
-	cmd.ExtraFiles = streams.ends
+	cmd.ExtraFiles = append(slices.Clone(streams.ends), initramfs)
 	err := runTied(cmd, streams.closeEnds)
 	finish()
 	result = Result{
