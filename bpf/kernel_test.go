@@ -30,8 +30,9 @@ const (
 	etherHeader  = 14
 	checksumNone = 0
 
-	// From Linux 6.16: skb->csum is filled in before the program (as by a
-	// network card that delivers CHECKSUM_COMPLETE) and must be right after it.
+	// From Linux 6.16, and in later stable kernels (6.1.192, 6.12.95): skb->csum
+	// is filled in before the program (as by a network card that delivers
+	// CHECKSUM_COMPLETE) and must be right after it.
 	checksumComplete = 1 << 2 // BPF_F_TEST_SKB_CHECKSUM_COMPLETE
 )
 

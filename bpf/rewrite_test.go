@@ -230,7 +230,7 @@ func TestRewrite(t *testing.T) {
 			})
 			t.Run(s.name+", checksum complete", func(t *testing.T) {
 				if !canCheckSums(t, d.program(direction)) {
-					t.Skip("BPF_PROG_TEST_RUN cannot check skb->csum before Linux 6.16")
+					t.Skip("this kernel lacks BPF_F_TEST_SKB_CHECKSUM_COMPLETE (Linux 6.16)")
 				}
 				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, rewritten(direction))
 			})
