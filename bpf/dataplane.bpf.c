@@ -13,9 +13,26 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* TC_ACT_UNSPEC: whatever else is attached goes on as if we were not there. */
-static __always_inline int conclude(struct verdict v)
+/* Always TC_ACT_UNSPEC: whatever else is attached goes on as if we were not
+ * there.
+ */
+static __always_inline int handle(struct __sk_buff *skb, bool out)
 {
+	__u32 ifindex = skb->ifindex;
+	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	struct packet pkt = {};
+	struct verdict v;
+
+	if (!iface || parse_ip(skb, iface->has_l2, &pkt) != PARSED)
+		return TC_ACT_UNSPEC;
+	if (maybe_vrrp(&pkt)) {
+		observe_advert(skb, &pkt, iface, out);
+		return TC_ACT_UNSPEC;
+	}
+	/* A tagged frame is dealt with on its VLAN's own interface. */
+	if (!iface->slot || pkt.vlan_outer)
+		return TC_ACT_UNSPEC;
+	v = out ? pin_egress(skb, &pkt, iface->slot) : pin_ingress(skb, &pkt, iface->slot);
 	if (v.counter < PIN_COUNTERS)
 		count_pin(v.pin, v.counter);
 	return TC_ACT_UNSPEC;
@@ -25,37 +42,12 @@ static __always_inline int conclude(struct verdict v)
 SEC("tc")
 int vippin_egress(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex;
-	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
-	struct packet pkt = {};
-
-	if (!iface || parse_ip(skb, iface->has_l2, &pkt) != PARSED)
-		return TC_ACT_UNSPEC;
-	if (maybe_vrrp(&pkt)) {
-		observe_advert(skb, &pkt, iface, true);
-		return TC_ACT_UNSPEC;
-	}
-	/* A tagged frame was dealt with on its VLAN's own interface. */
-	if (!iface->slot || pkt.vlan_outer)
-		return TC_ACT_UNSPEC;
-	return conclude(pin_egress(skb, &pkt, iface->slot));
+	return handle(skb, true);
 }
 
 /* tc ingress: the first thing after the wire, before conntrack. */
 SEC("tc")
 int vippin_ingress(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex;
-	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
-	struct packet pkt = {};
-
-	if (!iface || parse_ip(skb, iface->has_l2, &pkt) != PARSED)
-		return TC_ACT_UNSPEC;
-	if (maybe_vrrp(&pkt)) {
-		observe_advert(skb, &pkt, iface, false);
-		return TC_ACT_UNSPEC;
-	}
-	if (!iface->slot || pkt.vlan_outer)
-		return TC_ACT_UNSPEC;
-	return conclude(pin_ingress(skb, &pkt, iface->slot));
+	return handle(skb, false);
 }
