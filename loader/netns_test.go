@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -130,6 +129,9 @@ func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(
 
 func mustLoad(t *testing.T, opts Options) *Dataplane {
 	t.Helper()
+	if opts.MaxFlows == 0 {
+		opts.MaxFlows = 4096 // the maps take their memory at once
+	}
 	d, err := Load(opts)
 	if err != nil {
 		t.Fatalf("load: %+v", err)
@@ -173,15 +175,6 @@ func contains(t *testing.T, text, want string) {
 	if !strings.Contains(text, want) {
 		t.Errorf("%q does not contain %q", text, want)
 	}
-}
-
-func interfaceIndex(t *testing.T, name string) int {
-	t.Helper()
-	i, err := net.InterfaceByName(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return i.Index
 }
 
 func possibleCPUs() int { return ebpf.MustPossibleCPU() }
