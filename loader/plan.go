@@ -247,7 +247,7 @@ func (c *convergence) release(held map[uint32]pinValue, unseen, ready map[uint32
 	if len(slots) == 0 {
 		return nil
 	}
-	if err := c.noteLiving(slots); err != nil {
+	if err := c.noteLiving(slots, held); err != nil {
 		return fmt.Errorf("note living flows, the pins concerned stay switched off: %w", err)
 	}
 	for _, id := range slices.Sorted(maps.Keys(held)) {
@@ -264,7 +264,7 @@ func (c *convergence) release(held map[uint32]pinValue, unseen, ready map[uint32
 
 // noteLiving puts the masqueraded flows in conntrack's table that leave by one
 // of the slots, and have no mapping, among the unpinned ones.
-func (c *convergence) noteLiving(slots map[uint32]bool) error {
+func (c *convergence) noteLiving(slots map[uint32]bool, held map[uint32]pinValue) error {
 	bySelf := selfSlots(c.want.uniques, slots)
 	if len(bySelf) == 0 {
 		return nil
@@ -277,7 +277,7 @@ func (c *convergence) noteLiving(slots map[uint32]bool) error {
 	filter := conntrack.Filter{Status: conntrack.SrcNAT, StatusMask: conntrack.SrcNAT}
 	return conn.Dump(context.Background(), filter, func(flow *conntrack.Flow) error {
 		for _, slot := range bySelf[flow.Reply.Dst] {
-			if err := c.noteFlow(slot, flow); err != nil {
+			if err := c.noteFlow(slot, flow, held); err != nil {
 				return err
 			}
 		}
@@ -285,7 +285,7 @@ func (c *convergence) noteLiving(slots map[uint32]bool) error {
 	})
 }
 
-func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow) error {
+func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow, held map[uint32]pinValue) error {
 	key, ok := replyKey(slot, flow.Reply)
 	if !ok {
 		return nil
@@ -304,7 +304,27 @@ func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow) error {
 	if errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("map unpinned is full: raise dataplane.max_flows: %w", err)
 	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return c.relabel(key, value, held)
+	}
+	if err != nil {
+		return fmt.Errorf("write map unpinned: %w", err)
+	}
+	return nil
+}
+
+// relabel corrects the note of a flow that sent a packet while its pin was held:
+// the programs took the pin for switched off.
+func (c *convergence) relabel(key flowKey, value leftAlone, held map[uint32]pinValue) error {
+	var note leftAlone
+	there, err := found(c.d.maps.Unpinned.Lookup(key, &note))
+	if err != nil {
+		return fmt.Errorf("read map unpinned: %w", err)
+	}
+	if _, is := held[note.Pin]; !there || !is || note.Reason != pinOff {
+		return nil
+	}
+	if err := ignoreNotExist(c.d.maps.Unpinned.Update(key, value, ebpf.UpdateExist)); err != nil {
 		return fmt.Errorf("write map unpinned: %w", err)
 	}
 	return nil
