@@ -130,8 +130,14 @@ func TestCollect(t *testing.T) {
 	missing, missingEnd := testMapping(t, d, 4002) // no entry from the beginning
 	halfLocal, halfLocalEnd := testMapping(t, d, 4003)
 	halfPublic, halfPublicEnd := testMapping(t, d, 4004)
+	held, heldEnd := testMapping(t, d, 4007) // an unload was stopped half-way
+	nowhere := localEnd{Port: held.SelfPort, Pin: 1}
+	nowhere.Addr.Word = addrWords(nowhere4)
+	if err := d.maps.ByPublic.Put(publicKey(held, &heldEnd), nowhere); err != nil {
+		t.Fatal(err)
+	}
 	noteLives, noteMissing := alone(t, d, 4005), alone(t, d, 4006)
-	for _, key := range []flowKey{lives, halfLocal, noteLives} {
+	for _, key := range []flowKey{lives, halfLocal, held, noteLives} {
 		tracked(t, conn, key)
 	}
 	if err := errors.Join(d.maps.ByPublic.Delete(publicKey(halfLocal, &halfLocalEnd)), d.maps.ByLocal.Delete(halfPublic)); err != nil {
@@ -145,6 +151,10 @@ func TestCollect(t *testing.T) {
 	await(t, "half a mapping is completed, or removed", func() bool {
 		return whole(t, d, halfLocal, halfLocalEnd) && !anyHalf(t, d, halfPublic, halfPublicEnd)
 	})
+	var local localEnd
+	if err := d.maps.ByPublic.Lookup(publicKey(held, &heldEnd), &local); err != nil || localKey(held, &local) != held || !has(t, d.maps.ByLocal, held) {
+		t.Errorf("a held mapping was not restored: %+v, %v", local, err)
+	}
 	contains(t, log.String(), "switched conntrack events on")
 	if text, err := os.ReadFile(eventsPath); err != nil || string(bytes.TrimSpace(text)) != "1" {
 		t.Errorf("nf_conntrack_events %s, %v", text, err)

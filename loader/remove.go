@@ -226,7 +226,7 @@ func (c *collector) repair() error {
 		if err != nil || there && localKey(key, &local) == key {
 			return note(err)
 		}
-		return note(c.restorePublic(key, &end, there))
+		return note(c.restorePublic(key, &end, there && !goesNowhere(&local)))
 	})
 	if err := errors.Join(err, failed); err != nil {
 		return fmt.Errorf("repair mappings: %w", err)
@@ -249,7 +249,7 @@ func (c *collector) repair() error {
 	return nil
 }
 
-// restorePublic puts the missing public end of a mapping back. If another flow
+// restorePublic puts the public end of a mapping back that is missing or held. If another flow
 // has it (taken), the mapping is wrong and goes.
 func (c *collector) restorePublic(key flowKey, end *publicEnd, taken bool) error {
 	m := &c.d.maps
@@ -264,7 +264,13 @@ func (c *collector) restorePublic(key flowKey, end *publicEnd, taken bool) error
 	}
 	local := localEnd{Port: key.SelfPort, Flags: end.Flags, Pin: end.Pin, BornNs: end.LastOutNs}
 	local.Addr.Word = key.Self.Word
-	return ignoreExist(m.ByPublic.Update(publicKey(key, end), local, ebpf.UpdateNoExist))
+	return m.ByPublic.Put(publicKey(key, end), local)
+}
+
+// goesNowhere tells whether an unload that was stopped half-way left a mapping
+// with its answers held off.
+func goesNowhere(local *localEnd) bool {
+	return local.Addr.Word == addrWords(nowhere4) || local.Addr.Word == addrWords(nowhere6)
 }
 
 // removeOrphans removes public ends without a local end, except native ones
