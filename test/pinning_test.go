@@ -9,6 +9,7 @@ import (
 
 	"vippin/policy"
 	"vippin/test/lab"
+	"vippin/test/traffic"
 )
 
 // The server's sockets see the VIP, whatever masquerades and whatever the
@@ -36,5 +37,61 @@ func TestServerSeesTheVIP(t *testing.T) {
 				t.Errorf("counted %d pinned and %d unpinned packets (%v)", pin.PacketsPinned, pin.PacketsUnpinned, pin.UnpinnedBy)
 			}
 		})
+	}
+}
+
+// Two inside hosts with the same source port, or echo identifier, to the same
+// server: two public ends, both on the VIP, and each host gets its own answers.
+func TestSamePort(t *testing.T) {
+	s := setScene(t, "sameport", lab.Options{SingleRouter: true})
+	s.start(s.RA, onWAN)
+	s.awaitRole(s.RA, policy.RoleMaster)
+	const port = 5000
+	for _, ends := range [][2]netip.Addr{{lab.ServerFar.V4, vip.V4}, {lab.ServerFar.V6, vip.V6}} {
+		remote := lab.Port(ends[0], serverPort)
+		for _, proto := range []string{"tcp", "udp"} {
+			var flows [2]*traffic.Flow
+			for i, host := range s.Hosts {
+				flows[i] = s.flow(host, proto, netip.AddrPortFrom(netip.Addr{}, port), remote)
+			}
+			s.twoEnds(proto, ends[1], remote, s.goesOn(flows[0].Report, flows[1].Report))
+			flows[0].Stop()
+			flows[1].Stop()
+		}
+		first, second := s.ping(s.Hosts[0], port, ends[0]), s.ping(s.Hosts[1], port, ends[0])
+		sources := s.goesOn(
+			func() traffic.FlowReport { return s.report(first) },
+			func() traffic.FlowReport { return s.report(second) })
+		proto := "icmp"
+		if ends[0].Is6() {
+			proto = "icmpv6"
+		}
+		s.twoEnds(proto, ends[1], lab.Port(ends[0], 0), sources)
+		first.Stop(nil)
+		second.Stop(nil)
+	}
+}
+
+// twoEnds checks the public ends of the first and the second host's flow, as
+// the server saw them and as "vippin flows" shows them.
+func (s *scene) twoEnds(proto string, vip netip.Addr, remote netip.AddrPort, sources []netip.AddrPort) {
+	s.t.Helper()
+	if sources[0] == sources[1] || sources[0].Addr() != vip || sources[1].Addr() != vip {
+		s.t.Errorf("%s to %s: %v, want two ends of %s", proto, remote, sources, vip)
+	}
+	shown := make(map[string]string)
+	for _, f := range s.flows(s.RA) {
+		if f.Proto == proto && f.Remote == remote.String() {
+			shown[f.Client] = f.Public
+		}
+	}
+	for i, source := range sources {
+		client := lab.HostEnds(i).V4
+		if vip.Is6() {
+			client = lab.HostEnds(i).V6
+		}
+		if got := shown[lab.Port(client, 5000).String()]; got != source.String() {
+			s.t.Errorf("%s of %s to %s is shown as %q, the server saw %s (all: %v)", proto, client, remote, got, source, shown)
+		}
 	}
 }
