@@ -20,6 +20,12 @@ const (
 	retireEvery        = 5 * time.Second // how often pins that left the configuration are looked at
 	applyAgain         = 2 * time.Second // after a plan that could not be applied
 	busyAt             = 16              // adverts handled before anything else gets its turn
+
+	// A takeover moves one address after the other. Applying a plan takes
+	// longer than all of them together: it waits for a pause, so that the role
+	// does not wait for it.
+	settled   = 20 * time.Millisecond
+	settledBy = 200 * time.Millisecond // without a pause
 )
 
 // coreState is what the loop owns.
@@ -32,6 +38,8 @@ type coreState struct {
 	failed   error    // of the last attempt to apply the plan; nil: the kernel has it
 	retry    bool     // the plan has to be applied again
 	trouble  []string // what went wrong at the start and is worth a warning
+
+	changedAt time.Duration // when interfaces began to differ from what the plan was made for; 0: they do not
 }
 
 func newCoreState(config *policy.Config) coreState {
@@ -102,6 +110,9 @@ func (d *daemon) loop(ctx context.Context) error {
 	defer retry.Stop()
 	tick := time.NewTimer(0)
 	defer tick.Stop()
+	settle := time.NewTimer(0)
+	defer settle.Stop()
+	settle.Stop()
 	for {
 		d.armTick(tick)
 		select {
@@ -109,6 +120,9 @@ func (d *daemon) loop(ctx context.Context) error {
 			return nil
 		case <-d.links:
 			d.linksChanged()
+			settle.Reset(d.untilSettled())
+		case <-settle.C:
+			d.replan()
 		case advert := <-d.adverts:
 			d.advertsHeard(advert)
 		case n := <-d.notices:
@@ -153,7 +167,8 @@ func (d *daemon) advertsHeard(advert policy.AdvertSeen) {
 	d.decided(d.state.tracker.Advert(d.env.monotonic(), advert))
 }
 
-// linksChanged looks at the interfaces: roles first, then the plan.
+// linksChanged looks at the interfaces and decides on the roles. The plan
+// follows when the interfaces have settled.
 func (d *daemon) linksChanged() {
 	for len(d.links) > 0 { // one look serves for all
 		<-d.links
@@ -164,13 +179,22 @@ func (d *daemon) linksChanged() {
 		d.state.retry = true
 		return
 	}
+	now := d.env.monotonic()
 	d.state.observed = observed
-	d.decided(d.state.tracker.Observe(d.env.monotonic(), observed))
-	d.replan()
+	if d.state.changedAt == 0 {
+		d.state.changedAt = now
+	}
+	d.decided(d.state.tracker.Observe(now, observed))
+}
+
+// untilSettled is how long to wait for another change before the plan is made.
+func (d *daemon) untilSettled() time.Duration {
+	return max(0, min(settled, d.state.changedAt+settledBy-d.env.monotonic()))
 }
 
 // replan makes the plan anew and applies it when it differs.
 func (d *daemon) replan() {
+	d.state.changedAt = 0
 	plan := policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, d.state.plan)
 	if reflect.DeepEqual(plan, d.state.plan) {
 		return
