@@ -31,6 +31,7 @@ var modes = []mode{
 	{"v2 AH", lab.Keepalived{Version: 2, Auth: lab.AuthAH}, 2, vrrp.ChecksumRFC, time.Second, false},
 	{"v3", lab.Keepalived{}, 3, vrrp.ChecksumPseudo, advertInterval, false},
 	{"v3 unicast", lab.Keepalived{Unicast: true}, 3, vrrp.ChecksumPseudo, advertInterval, false},
+	{"v3 unicast, old checksum", lab.Keepalived{Unicast: true, Instance: "\told_unicast_checksum\n"}, 3, vrrp.ChecksumPseudo, advertInterval, false},
 	{"v3 VMAC", lab.Keepalived{VMAC: true}, 3, vrrp.ChecksumPseudo, advertInterval, true},
 	{"v3 VMAC, adverts from the base", lab.Keepalived{VMAC: true, VMACXmitBase: true, Instance: "\tgarp_master_refresh 1\n"}, 3, vrrp.ChecksumPseudo, advertInterval, false},
 }
