@@ -16,6 +16,7 @@
 #define CTINFO_MASK 7UL
 #define CTINFO_IS_REPLY 3 /* from here on the packet goes against the flow's first one */
 #define IPS_EXPECTED (1 << 0)
+#define IPS_SEEN_REPLY (1 << 1)
 #define IPS_SRC_NAT (1 << 4)
 #define IPS_HELPER (1 << 13)
 #define CURRENT_NETNS (-1)

@@ -165,6 +165,8 @@ static __always_inline struct verdict decide(struct __sk_buff *skb, const struct
 		reason = PIN_NO_VIP;
 	else if (ct->status & (IPS_HELPER | IPS_EXPECTED))
 		reason = PIN_HELPER;
+	else if (ct->status & IPS_SEEN_REPLY) /* under way: its decision could not be remembered */
+		reason = PIN_BORN_BEFORE;
 	else
 		reason = judge_role(end.pin, pin->group);
 	if (reason == PIN_CREATED)

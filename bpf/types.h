@@ -38,7 +38,7 @@ enum pin_counter {
 	PIN_OFF, /* the pin is switched off */
 	PIN_BACKUP, /* we are not MASTER */
 	PIN_STALE_ROLE, /* we were MASTER, but nobody has confirmed it lately */
-	PIN_BORN_BEFORE, /* the flow is older than the pin */
+	PIN_BORN_BEFORE, /* the flow is older than the pin, or was answered before it was decided on */
 	PIN_NO_VIP, /* the pin has no VIP of this family */
 	PIN_SOURCE, /* no pin takes this inside host (counted on pin 0) */
 	PIN_HELPER, /* a conntrack helper, or a child it expected */
