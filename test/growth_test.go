@@ -3,6 +3,7 @@
 package test
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"testing"
@@ -167,13 +168,16 @@ func (s *scene) report(p *traffic.Pinger) traffic.FlowReport { return p.Report(s
 // them broke or changed its source. It returns the sources.
 func (s *scene) goesOn(reports ...func() traffic.FlowReport) (sources []netip.AddrPort) {
 	s.t.Helper()
+	var before []traffic.FlowReport
 	for _, report := range reports {
-		before := report()
-		s.must(lab.Await(s.ctx, "more answers to "+before.ID, func() (bool, error) {
-			now := report()
-			return now.Answered >= before.Answered+5 || now.Broken(), nil
+		before = append(before, report())
+	}
+	for i, report := range reports {
+		var now traffic.FlowReport
+		s.must(lab.Await(s.ctx, "more answers to "+before[i].ID, func() (bool, error) {
+			now = report()
+			return now.Answered >= before[i].Answered+5 || now.Broken(), nil
 		}))
-		now := report()
 		if now.Broken() || now.Moved() {
 			s.t.Errorf("%s: errors %q, sources %v", now.ID, now.Errors, now.Sources)
 		}
@@ -182,11 +186,27 @@ func (s *scene) goesOn(reports ...func() traffic.FlowReport) (sources []netip.Ad
 	return sources
 }
 
+// allGoOn is goesOn for many flows, which all come from one address.
+func (s *scene) allGoOn(flows traffic.Flows, want netip.Addr) {
+	s.t.Helper()
+	var reports []func() traffic.FlowReport
+	for _, f := range flows {
+		reports = append(reports, f.Report)
+	}
+	for i, got := range s.goesOn(reports...) {
+		if got.Addr() != want {
+			s.t.Errorf("flow %d (%s) arrives from %s, want %s", i, flows[i].Report().ID, got, want)
+		}
+	}
+}
+
 // awaitFlows waits until the pin of a VLAN has so many mappings.
 func (s *scene) awaitFlows(r *lab.Router, vlan uint16, want uint64) {
 	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
 	var last policy.PinStatus
-	err := lab.Await(s.ctx, "mappings to go", func() (bool, error) {
+	err := lab.Await(ctx, "mappings to go", func() (bool, error) {
 		last = s.pin(r, vlan)
 		return last.Flows == want, nil
 	})
