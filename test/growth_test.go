@@ -143,7 +143,7 @@ func (s *scene) sees1(from *lab.Node, to, want netip.Addr) {
 func (s *scene) flow(from *lab.Node, proto string, local, remote netip.AddrPort) *traffic.Flow {
 	s.t.Helper()
 	f, err := traffic.StartFlow(s.ctx, from.Do, traffic.FlowOptions{
-		Proto: proto, Local: local, Remote: remote, Interval: 20 * time.Millisecond, Timeout: patience,
+		Proto: proto, Local: local, Remote: remote, Interval: 20 * time.Millisecond,
 		ID: from.Name + "/" + proto + "/" + local.String() + "/" + remote.String(),
 	})
 	s.must(err)
@@ -168,13 +168,15 @@ func (s *scene) report(p *traffic.Pinger) traffic.FlowReport { return p.Report(s
 // them broke or changed its source. It returns the sources.
 func (s *scene) goesOn(reports ...func() traffic.FlowReport) (sources []netip.AddrPort) {
 	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, 2*patience)
+	defer cancel()
 	var before []traffic.FlowReport
 	for _, report := range reports {
 		before = append(before, report())
 	}
 	for i, report := range reports {
 		var now traffic.FlowReport
-		s.must(lab.Await(s.ctx, "more answers to "+before[i].ID, func() (bool, error) {
+		s.must(lab.Await(ctx, "more answers to "+before[i].ID, func() (bool, error) {
 			now = report()
 			return now.Answered >= before[i].Answered+5 || now.Broken(), nil
 		}))
