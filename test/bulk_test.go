@@ -31,6 +31,7 @@ func bulkOctets() int64 {
 // router has put together itself and takes apart behind the programs. Only the
 // latter two carry checksums that the receivers look at.
 func TestBulk(t *testing.T) {
+	t.Parallel()
 	for name, how := range map[string]struct {
 		offloads lab.Offloads
 		gro      bool // on the router alone

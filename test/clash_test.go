@@ -21,6 +21,7 @@ import (
 // A flow whose port on the VIP is somebody else's gets another one there: both
 // go on, and the clash is counted.
 func TestClash(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "clash", lab.Options{SingleRouter: true})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)

@@ -41,6 +41,7 @@ func (s *scene) forget(r *lab.Router, flows traffic.Flows) {
 // When the maps are full, further flows work with the router's own address; when
 // flows have ended, new ones are pinned again, and living ones stay as they are.
 func TestFullMap(t *testing.T) {
+	t.Parallel()
 	const room = 16
 	s := setScene(t, "full", lab.Options{Hosts: 1, SingleRouter: true})
 	s.start(s.RA, "dataplane: {max_flows: 16}\n"+onWAN)

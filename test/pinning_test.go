@@ -43,6 +43,7 @@ func TestServerSeesTheVIP(t *testing.T) {
 // Two inside hosts with the same source port, or echo identifier, to the same
 // server: two public ends, both on the VIP, and each host gets its own answers.
 func TestSamePort(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "sameport", lab.Options{SingleRouter: true})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)

@@ -25,6 +25,7 @@ import (
 // Unloading hands living flows over to conntrack: none breaks, none changes its
 // source, and nothing of vippin stays.
 func TestUnload(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "unload", lab.Options{SingleRouter: true})
 	daemon := s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
@@ -112,6 +113,7 @@ func (s *scene) nothingLeft(r *lab.Router) {
 
 // Without a daemon "load --master" pins, and the commands work from bpffs.
 func TestLoadWithoutDaemon(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "load", lab.Options{Hosts: 1, SingleRouter: true})
 	const noVRID = "pins:\n  - {vlan: 2, interface: wan0, vips: [198.51.100.2, \"2001:db8:100::2\"]}\n"
 	s.must(s.WriteVippin(s.RA, noVRID))
@@ -172,6 +174,7 @@ func (s *scene) collectByLoad(living *traffic.Flow) {
 // Without a daemon the role follows this router's own adverts: the VIPs that a
 // crashed keepalived leaves behind pin nothing.
 func TestLoadFollowsAdverts(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "loadvrrp", lab.Options{Hosts: 1, SingleRouter: true})
 	keepalived, err := s.StartKeepalived(s.RA, lab.Keepalived{})
 	s.must(err)

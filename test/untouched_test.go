@@ -26,6 +26,7 @@ var snatTo = lab.Ends{V4: netip.MustParseAddr("198.51.100.77"), V6: netip.MustPa
 // What is not a masqueraded flow passes as if vippin were not there: neither
 // rewritten nor counted.
 func TestUntouched(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "untouched", lab.Options{Hosts: 2, SingleRouter: true})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
@@ -183,6 +184,7 @@ table inet explicit {
 
 // Where nothing is masqueraded, the server sees the inside host.
 func TestNotMasqueraded(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "routed", lab.Options{Hosts: 1, SingleRouter: true, Masquerade: lab.MasqueradeNone})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
@@ -201,6 +203,7 @@ pins:
 // Masqueraded flows that keep the router's own address, each counted under its
 // reason and no other; and the next flow is pinned when the reason is gone.
 func TestUnpinned(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "unpinned", lab.Options{Hosts: 2, SingleRouter: true, WAN1: true})
 	older := s.flow(s.Hosts[0], "udp", netip.AddrPort{}, lab.Port(lab.ServerFar.V4, serverPort))
 	s.start(s.RA, onWAN)
@@ -296,6 +299,7 @@ func (s *scene) fragmented(from *lab.Node, to, want netip.Addr) {
 // A router that is not MASTER leaves its own address on what is routed through
 // it all the same.
 func TestBackupStaysUnpinned(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "backup", lab.Options{Hosts: 2})
 	s.must(s.RA.AddVIPs())
 	for _, via := range []netip.Addr{lab.LAN.RB.V4, lab.LAN.RB.V6} {
