@@ -226,13 +226,13 @@ func TestRewrite(t *testing.T) {
 				s.apply(f)
 			}
 			t.Run(s.name, func(t *testing.T) {
-				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumNone, rewritten(direction))
+				d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumNone, rewritten(direction))
 			})
 			t.Run(s.name+", checksum complete", func(t *testing.T) {
 				if !canCheckSums(t, d.program(direction)) {
 					t.Skip("this kernel lacks BPF_F_TEST_SKB_CHECKSUM_COMPLETE (Linux 6.16)")
 				}
-				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, rewritten(direction))
+				d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumComplete, rewritten(direction))
 			})
 		}
 	})
@@ -286,8 +286,8 @@ func TestRewriteAnyNumbers(t *testing.T) {
 				in.payload[i] = byte(random.Uint32())
 			}
 			want.payload = in.payload
-			d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumNone, rewritten(direction))
-			d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, rewritten(direction))
+			d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumNone, rewritten(direction))
+			d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumComplete, rewritten(direction))
 		}
 	})
 }
@@ -313,8 +313,8 @@ func TestRewriteUDPChecksumZero(t *testing.T) {
 					if sum := binary.BigEndian.Uint16(b[len(b)-4:]); sum != 0xffff {
 						t.Fatalf("checksum of the wanted frame is %#x, want the case of 0xffff", sum)
 					}
-					d.expect(t, direction, in.bytes(t), b, skBuff{}, checksumNone, rewritten(direction))
-					d.expect(t, direction, in.bytes(t), b, skBuff{}, checksumComplete, rewritten(direction))
+					d.expect(t, direction, in.bytes(t), b, forwarded, checksumNone, rewritten(direction))
+					d.expect(t, direction, in.bytes(t), b, forwarded, checksumComplete, rewritten(direction))
 				})
 			}
 		}

@@ -214,6 +214,19 @@ static __always_inline bool is_masqueraded(const struct packet *pkt, const struc
 	return !ct->reply && (ct->status & IPS_SRC_NAT) && addr_equal(&ct->translated, &pkt->src);
 }
 
+/* A packet that this router made itself is of a mapped flow only when its
+ * conntrack entry is (REJECT's RST). It may also be an answer to a packet that
+ * conntrack did not take for the flow: let out with the VIP, such a RST would
+ * end a connection that is alive.
+ */
+static __always_inline bool is_of_flow(struct __sk_buff *skb, const struct packet *pkt)
+{
+	struct conntrack ct;
+
+	return read_conntrack(skb, pkt->ipv6, &ct) && (ct.status & IPS_SRC_NAT) &&
+	       addr_equal(&ct.translated, &pkt->src);
+}
+
 static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)
 {
 	struct slot_addr from = {.slot = slot, .addr = pkt->src};
@@ -226,6 +239,8 @@ static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct p
 	if (known) {
 		key_of(pkt, slot, SOURCE, &key);
 		end = bpf_map_lookup_elem(&by_local, &key);
+		if (end && !skb->ingress_ifindex && !is_of_flow(skb, pkt))
+			return untouched();
 		if (end) {
 			__u64 now = bpf_ktime_get_coarse_ns();
 

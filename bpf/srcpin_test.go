@@ -21,7 +21,7 @@ func TestNativeMapping(t *testing.T) {
 		in, _ := fl.frames(direction)
 		b := in.bytes(t)
 		before := coarseNow(t)
-		d.expect(t, direction, b, b, skBuff{}, checksumComplete, rewritten(direction))
+		d.expect(t, direction, b, b, forwarded, checksumComplete, rewritten(direction))
 		d.expectTouched(t, fl, direction, before)
 	})
 }
@@ -40,7 +40,24 @@ func TestMappingOutlivesSwitchAndRole(t *testing.T) {
 		if direction == egress {
 			counted[DataplanePinCounterPIN_VIP_WHILE_BACKUP] = 1
 		}
-		d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, counted)
+		d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumComplete, counted)
+	})
+}
+
+// A packet of the router's own on a mapped tuple, but without the mapped flow's
+// conntrack entry: an answer to something that conntrack took for no flow. It
+// must not leave with the VIP.
+func TestOwnPacketOnMappedTuple(t *testing.T) {
+	d := newDataplane(t)
+	eachFlow(t, func(t *testing.T, direction string, fl flow) {
+		if direction != egress {
+			return
+		}
+		d.unmapFlows(t)
+		d.mapFlow(t, fl)
+		in, _ := fl.frames(direction)
+		b := in.bytes(t)
+		d.expect(t, direction, b, b, skBuff{}, checksumNone, counts{})
 	})
 }
 
@@ -52,7 +69,7 @@ func TestLastSeen(t *testing.T) {
 		d.mapFlow(t, fl)
 		in, want := fl.frames(direction)
 		before := coarseNow(t)
-		d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumNone, rewritten(direction))
+		d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumNone, rewritten(direction))
 		d.expectTouched(t, fl, direction, before)
 	})
 }
@@ -257,7 +274,7 @@ func TestNoEthernetHeader(t *testing.T) {
 			in.payload = []byte("an odd number of octets")
 			want.payload = in.payload
 			t.Run(direction+"/"+in.ipProto().String(), func(t *testing.T) {
-				d.expect(t, direction, in.bytes(t)[etherHeader:], want.bytes(t)[etherHeader:], skBuff{},
+				d.expect(t, direction, in.bytes(t)[etherHeader:], want.bytes(t)[etherHeader:], forwarded,
 					checksumNone, rewritten(direction))
 			})
 		}

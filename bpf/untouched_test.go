@@ -107,7 +107,7 @@ func TestEchoIdentifierZero(t *testing.T) {
 				d.unmapFlows(t)
 				d.mapFlow(t, fl)
 				in, want := fl.frames(direction)
-				d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumComplete, rewritten(direction))
+				d.expect(t, direction, in.bytes(t), want.bytes(t), forwarded, checksumComplete, rewritten(direction))
 				in.reply = !in.reply
 				b := in.bytes(t)
 				d.expect(t, direction, b, b, skBuff{}, checksumComplete, counts{})
@@ -154,7 +154,7 @@ func TestMalformed(t *testing.T) {
 				d.mapFlow(t, fl)
 				in, want := fl.frames(direction)
 				b := in.bytes(t)
-				d.expect(t, direction, b, want.bytes(t), skBuff{}, checksumNone, rewritten(direction))
+				d.expect(t, direction, b, want.bytes(t), forwarded, checksumNone, rewritten(direction))
 				b[c.offset] = c.value
 				d.expect(t, direction, b, b, skBuff{}, checksumNone, counts{})
 			})
@@ -190,7 +190,7 @@ func TestTruncated(t *testing.T) {
 
 func (d *dataplane) truncated(t *testing.T, direction string, in, want []byte, complete bool) {
 	t.Helper()
-	res, err := tryRun(d.program(direction), in, skBuff{}, checksumNone)
+	res, err := tryRun(d.program(direction), in, forwarded, checksumNone)
 	// Test runs refuse less than an IP header, unless a VLAN tag hides that it is one.
 	if errors.Is(err, unix.EINVAL) && len(in) < minRun(in) {
 		return

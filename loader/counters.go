@@ -125,47 +125,64 @@ func (d *Dataplane) VRRPCounters() (map[string]uint64, error) {
 // PinStatus makes the rows of "vippin pin ls": without retired pins, sorted by
 // VLAN and name. The role is the one the programs go by.
 func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
-	c, err := d.content()
-	if err != nil {
-		return nil, err
-	}
 	flows := make(map[uint32]uint64)
-	err = scanMap(d.maps.ByLocal, func(_ flowKey, end publicEnd) bool { flows[end.Pin]++; return true })
+	err := scanMap(d.maps.ByLocal, func(_ flowKey, end publicEnd) bool { flows[end.Pin]++; return true })
 	if err != nil {
 		return nil, err
 	}
 	rows := []policy.PinStatus{}
-	for id, pin := range c.pins {
-		if pin.Flags&pinRetired != 0 {
-			continue
-		}
-		row, err := d.pinRow(c, id)
-		if err != nil {
-			return nil, err
-		}
-		row.Flows = flows[id]
-		rows = append(rows, row)
-	}
-	slices.SortFunc(rows, func(a, b policy.PinStatus) int {
-		return cmp.Or(cmp.Compare(a.VLAN.Outer, b.VLAN.Outer), cmp.Compare(a.VLAN.Inner, b.VLAN.Inner), cmp.Compare(a.Name, b.Name))
+	err = d.eachPin(func(id uint32, state policy.PinState) error {
+		counters, err := d.countersOf(id)
+		rows = append(rows, policy.PinStatus{
+			PinState: state, Flows: flows[id],
+			PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
+			PacketsVIPWhileBackup: counters.VIPWhileBackup,
+		})
+		return err
 	})
-	return rows, nil
+	return rows, err
 }
 
-func (d *Dataplane) pinRow(c content, id uint32) (policy.PinStatus, error) {
-	role, err := d.EffectiveRole(id, monotonic())
+// PinStates is PinStatus without what must be counted: it takes no longer
+// because there are many flows.
+func (d *Dataplane) PinStates() ([]policy.PinState, error) {
+	states := []policy.PinState{}
+	err := d.eachPin(func(_ uint32, state policy.PinState) error {
+		states = append(states, state)
+		return nil
+	})
+	return states, err
+}
+
+// eachPin yields the pins that are shown, sorted by VLAN and name.
+func (d *Dataplane) eachPin(yield func(id uint32, state policy.PinState) error) error {
+	c, err := d.content()
 	if err != nil {
-		return policy.PinStatus{}, err
+		return err
 	}
-	counters, err := d.countersOf(id)
-	if err != nil {
-		return policy.PinStatus{}, err
+	shown := make(map[uint32]policy.PlanPin)
+	for id, pin := range c.pins {
+		if pin.Flags&pinRetired == 0 {
+			shown[id] = c.plannedPin(id)
+		}
 	}
-	pin, group := c.plannedPin(id), c.groups[c.pins[id].Group]
-	return policy.PinStatus{
-		VLAN: pin.VLAN, Name: pin.Name, Interface: pin.Interface, VIPs: pin.VIPs,
-		Group: getName(group.Name[:]), Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: role,
-		PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
-		PacketsVIPWhileBackup: counters.VIPWhileBackup,
-	}, nil
+	order := slices.SortedFunc(maps.Keys(shown), func(a, b uint32) int {
+		p, q := shown[a], shown[b]
+		return cmp.Or(cmp.Compare(p.VLAN.Outer, q.VLAN.Outer), cmp.Compare(p.VLAN.Inner, q.VLAN.Inner), cmp.Compare(p.Name, q.Name))
+	})
+	for _, id := range order {
+		role, err := d.EffectiveRole(id, monotonic())
+		if err != nil {
+			return err
+		}
+		pin, group := shown[id], c.groups[c.pins[id].Group]
+		err = yield(id, policy.PinState{
+			VLAN: pin.VLAN, Name: pin.Name, Interface: pin.Interface, VIPs: pin.VIPs,
+			Group: getName(group.Name[:]), Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: role,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

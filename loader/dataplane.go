@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
 	"vippin/loader/conntrack"
@@ -168,15 +170,21 @@ func (d *Dataplane) load(maxFlows uint32) error {
 // pinned tells whether a map belongs to pinnedMaps.
 func pinned(name string) bool { return name != bpf.DataplaneMapScratch && name[0] != '.' }
 
-// loadConntrackModules opens ctnetlink once: the kernel then loads nf_conntrack,
-// whose functions the programs call. Whether that mattered shows later.
+// loadConntrackModules asks conntrack for something: only that makes the kernel
+// load nf_conntrack, whose functions the programs call (opening the socket loads
+// no more than nfnetlink). Whether it mattered shows later.
 func (d *Dataplane) loadConntrackModules() {
 	conn, err := conntrack.Dial()
 	if err != nil {
 		d.log.Debug("open conntrack", "error", err)
 		return
 	}
-	_ = conn.Close()
+	defer func() { _ = conn.Close() }()
+	nobody := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	_, err = conn.Get(conntrack.Tuple{Src: nobody, Dst: nobody, Proto: unix.IPPROTO_UDP, SrcPort: 1, DstPort: 1})
+	if err != nil && !errors.Is(err, conntrack.ErrNotExist) {
+		d.log.Debug("ask conntrack", "error", err)
+	}
 }
 
 // keptMaps opens what another version, or an earlier start, pinned. The specs

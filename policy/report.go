@@ -11,16 +11,22 @@ import (
 // control socket carries. Their JSON names are a contract: more may be added,
 // none renamed.
 
+// PinState says what a pin is and whether it is on: what is known without
+// counting anything.
+type PinState struct {
+	VLAN      VLAN         `json:"vlan"`
+	Name      string       `json:"name"`
+	Interface string       `json:"interface"`
+	VIPs      []netip.Addr `json:"vips"`
+	Group     string       `json:"group"`
+	Enabled   bool         `json:"enabled"`
+	EnabledBy EnabledBy    `json:"enabled_by"`
+	Role      Role         `json:"role"`
+}
+
 // PinStatus is one row of "vippin pin ls".
 type PinStatus struct {
-	VLAN                  VLAN              `json:"vlan"`
-	Name                  string            `json:"name"`
-	Interface             string            `json:"interface"`
-	VIPs                  []netip.Addr      `json:"vips"`
-	Group                 string            `json:"group"`
-	Enabled               bool              `json:"enabled"`
-	EnabledBy             EnabledBy         `json:"enabled_by"`
-	Role                  Role              `json:"role"`
+	PinState
 	Flows                 uint64            `json:"flows"`
 	PacketsPinned         uint64            `json:"packets_pinned"`
 	PacketsUnpinned       uint64            `json:"packets_unpinned"`
@@ -112,8 +118,8 @@ type Event struct {
 
 // DryRun is what "vippin check" shows: the plan in words, or why there is none.
 type DryRun struct {
-	OK       bool        `json:"ok"`
-	Errors   []string    `json:"errors"`
-	Warnings []string    `json:"warnings"`
-	Pins     []PinStatus `json:"pins"`
+	OK       bool       `json:"ok"`
+	Errors   []string   `json:"errors"`
+	Warnings []string   `json:"warnings"`
+	Pins     []PinState `json:"pins"`
 }

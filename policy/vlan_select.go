@@ -158,7 +158,7 @@ func checkInterfaceName(name string) error {
 
 // Selectable is a pin that Select can choose by VLAN, name or interface.
 type Selectable interface {
-	PlanPin | PinStatus
+	PlanPin | PinState
 	// Key is what the pin is known by.
 	Key() PinKey
 	// On is the name of its interface, "" while that is unknown.
@@ -175,12 +175,12 @@ func (p PlanPin) On() string { return p.Interface }
 func (p PlanPin) shown() bool { return !p.Retired }
 
 // Key is what the pin is known by.
-func (p PinStatus) Key() PinKey { return PinKey{p.VLAN, p.Name} }
+func (p PinState) Key() PinKey { return PinKey{p.VLAN, p.Name} }
 
 // On is the name of the pin's interface.
-func (p PinStatus) On() string { return p.Interface }
+func (p PinState) On() string { return p.Interface }
 
-func (p PinStatus) shown() bool { return true }
+func (p PinState) shown() bool { return true }
 
 // Select returns the pins that a VLAN list names, in the order of pins and
 // each once, and the entries that no pin answers to. A VLAN selects every pin

@@ -73,7 +73,7 @@ func TestParseSelectorsFaults(t *testing.T) {
 }
 
 func TestSelect(t *testing.T) {
-	pins := []PinStatus{
+	pins := []PinState{
 		{VLAN: VLAN{}, Interface: "eth1"},
 		{VLAN: VLAN{Outer: 2}, Name: "voip", Interface: "eth0.2"},
 		{VLAN: VLAN{Outer: 2}, Name: "rest", Interface: "eth0.2"},

@@ -66,7 +66,7 @@ func (c *client) VRRP(ctx context.Context) (routers []policy.VRRPStatus, err err
 
 // Toggle returns *unknownPinsError when some VLANs have no pin, usageError
 // when the daemon cannot read the list.
-func (c *client) Toggle(ctx context.Context, action toggleAction, vlans string) (pins []policy.PinStatus, err error) {
+func (c *client) Toggle(ctx context.Context, action toggleAction, vlans string) (pins []policy.PinState, err error) {
 	err = c.do(ctx, http.MethodPost, "pins/"+string(action), toggleRequest{VLANs: vlans}, &pins)
 	var remote *remoteError
 	if errors.As(err, &remote) {

@@ -60,7 +60,7 @@ func (d *daemon) Flows(ctx context.Context, yield func(policy.FlowStatus) error)
 
 func (d *daemon) Events(ctx context.Context) <-chan policy.Event { return d.hub.Subscribe(ctx) }
 
-func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinStatus, error) {
+func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinState, error) {
 	var chosen []policy.PlanPin
 	var failed error
 	if err := d.ask(ctx, func() { chosen, failed = d.switchPins(action, selectors) }); err != nil {
@@ -69,7 +69,7 @@ func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []po
 	if failed != nil {
 		return nil, failed
 	}
-	return statusOf(d.plane, chosen)
+	return statesOf(d.plane, chosen)
 }
 
 // switchPins writes the toggles down before they take effect: a restart in
@@ -161,7 +161,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	s.config, s.plan, s.failed, s.retry = config, plan, nil, false
 	d.log.Info("reloaded", "pins", len(config.Pins), "warnings", report.Warnings)
 	d.hub.Publish(policy.Event{Kind: "reload", Detail: fmt.Sprintf("%d pins in force", len(config.Pins))})
-	if pins, err := d.plane.PinStatus(); err == nil {
+	if pins, err := d.plane.PinStates(); err == nil {
 		report.Pins = pins
 	}
 	return report, nil

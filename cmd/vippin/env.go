@@ -43,6 +43,7 @@ type dataplane interface {
 	SetSettings(loader.Settings) error
 	SetEnabled(pin uint32, on bool, by policy.EnabledBy) error
 	SetRole(pin uint32, role policy.Role, fixed bool) error
+	PinStates() ([]policy.PinState, error)
 	PinStatus() ([]policy.PinStatus, error)
 	Flows(yield func(policy.Mapping) bool) error
 	Sweep() (removed int, err error)

@@ -259,13 +259,21 @@ func (d *fakeDataplane) SetRole(pin uint32, role policy.Role, fixed bool) error 
 	return nil
 }
 
-func (d *fakeDataplane) PinStatus() ([]policy.PinStatus, error) {
+func (d *fakeDataplane) PinStates() ([]policy.PinState, error) {
 	rows := planReport(d.plan).Pins
 	kept := slices.DeleteFunc(slices.Clone(d.plan.Pins), func(p policy.PlanPin) bool { return p.Retired })
 	for i := range rows {
 		rows[i].Role = d.roles[kept[i].ID]
 	}
 	return rows, nil
+}
+
+func (d *fakeDataplane) PinStatus() (rows []policy.PinStatus, err error) {
+	states, err := d.PinStates()
+	for _, state := range states {
+		rows = append(rows, policy.PinStatus{PinState: state})
+	}
+	return rows, err
 }
 
 func (d *fakeDataplane) Flows(yield func(policy.Mapping) bool) error {
@@ -316,8 +324,8 @@ func (c *fakeController) Flows(_ context.Context, yield func(policy.FlowStatus) 
 
 func (c *fakeController) Events(ctx context.Context) <-chan policy.Event { return c.hub.Subscribe(ctx) }
 
-func (c *fakeController) Toggle(_ context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinStatus, error) {
-	matched, unknown := policy.Select(selectors, c.pins)
+func (c *fakeController) Toggle(_ context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinState, error) {
+	matched, unknown := policy.Select(selectors, statesIn(c.pins))
 	if len(unknown) > 0 {
 		return nil, &unknownPinsError{Unknown: unknown}
 	}
@@ -329,6 +337,13 @@ func (c *fakeController) Toggle(_ context.Context, action toggleAction, selector
 		matched[i].EnabledBy = policy.EnabledByToggle
 	}
 	return matched, c.err
+}
+
+func statesIn(rows []policy.PinStatus) (states []policy.PinState) {
+	for _, row := range rows {
+		states = append(states, row.PinState)
+	}
+	return states
 }
 
 // count says how many are watching.

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fifoRig runs a reader until the test ends.
@@ -37,13 +40,16 @@ func newFIFORig(t *testing.T) *fifoRig {
 	return f
 }
 
-// write does what keepalived does: open, write without blocking.
+// write opens the FIFO once somebody reads it (before, what is written is lost
+// with the writer) and writes without blocking.
 func (f *fifoRig) write(chunks ...string) {
 	f.t.Helper()
-	w, err := os.OpenFile(f.path, os.O_RDWR, 0)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	var w *os.File
+	waitFor(f.t, func() (open bool) {
+		var err error
+		w, err = os.OpenFile(f.path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		return err == nil
+	})
 	defer w.Close()
 	for _, chunk := range chunks {
 		if _, err := w.WriteString(chunk); err != nil {
@@ -53,9 +59,14 @@ func (f *fifoRig) write(chunks ...string) {
 }
 
 func (f *fifoRig) names(count int) (names []string) {
+	f.t.Helper()
 	for range count {
-		n := <-f.heard
-		names = append(names, n.Name)
+		select {
+		case n := <-f.heard:
+			names = append(names, n.Name)
+		case <-time.After(10 * time.Second):
+			f.t.Fatalf("heard only %v", names)
+		}
 	}
 	return names
 }

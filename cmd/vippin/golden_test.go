@@ -23,14 +23,16 @@ func addrs(list ...string) []netip.Addr {
 
 func samplePins() []policy.PinStatus {
 	return []policy.PinStatus{{
-		VLAN: policy.VLAN{Outer: 2}, Interface: "eth0.2", VIPs: addrs("198.51.100.2", "2001:db8:2::2"), Group: "RouterCore",
-		Enabled: true, Role: policy.RoleMaster, Flows: 12, PacketsPinned: 345678, PacketsUnpinned: 19,
+		PinState: policy.PinState{VLAN: policy.VLAN{Outer: 2}, Interface: "eth0.2", VIPs: addrs("198.51.100.2", "2001:db8:2::2"),
+			Group: "RouterCore", Enabled: true, Role: policy.RoleMaster},
+		Flows: 12, PacketsPinned: 345678, PacketsUnpinned: 19,
 		UnpinnedBy: map[string]uint64{"born_before": 17, "helper": 2, "off": 0},
 	}, {
-		VLAN: policy.VLAN{Outer: 20}, Name: "voip", Interface: "eth0.20", VIPs: addrs("203.0.113.20"), Group: "20/voip",
-		EnabledBy: policy.EnabledByToggle, Role: policy.RoleBackup, PacketsVIPWhileBackup: 3,
+		PinState: policy.PinState{VLAN: policy.VLAN{Outer: 20}, Name: "voip", Interface: "eth0.20", VIPs: addrs("203.0.113.20"),
+			Group: "20/voip", EnabledBy: policy.EnabledByToggle, Role: policy.RoleBackup},
+		PacketsVIPWhileBackup: 3,
 	}, {
-		VLAN: policy.VLAN{Outer: 100, Inner: 20}, Interface: "eth1.100.20", Group: "100.20", Enabled: true,
+		PinState: policy.PinState{VLAN: policy.VLAN{Outer: 100, Inner: 20}, Interface: "eth1.100.20", Group: "100.20", Enabled: true},
 	}}
 }
 
@@ -81,7 +83,7 @@ func sampleFlows() []policy.FlowStatus {
 }
 
 func sampleReport() policy.DryRun {
-	return policy.DryRun{OK: true, Warnings: []string{"eth1.100.20 is absent"}, Pins: samplePins()}
+	return policy.DryRun{OK: true, Warnings: []string{"eth1.100.20 is absent"}, Pins: statesIn(samplePins())}
 }
 
 func sampleController() *fakeController {

@@ -56,7 +56,7 @@ func planReport(plan policy.Plan) policy.DryRun {
 		if pin.Retired {
 			continue
 		}
-		report.Pins = append(report.Pins, policy.PinStatus{
+		report.Pins = append(report.Pins, policy.PinState{
 			VLAN: pin.VLAN, Name: pin.Name, Interface: pin.Interface, VIPs: pin.VIPs, Group: groups[pin.Group],
 			Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: policy.RoleBackup,
 		})
@@ -97,7 +97,7 @@ func (c *cli) loadPinned(ctx context.Context, master bool) (report policy.DryRun
 	}
 	report = planReport(plan)
 	// Apply may have found more to say, and knows the roles.
-	if report.Pins, err = d.PinStatus(); err != nil {
+	if report.Pins, err = d.PinStates(); err != nil {
 		return report, "", err
 	}
 	report.Warnings = append(report.Warnings, roleWarnings(plan, master)...)

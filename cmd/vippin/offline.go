@@ -75,7 +75,7 @@ func (c *cli) flowSource(ctx context.Context) (flowLister, error) {
 }
 
 // switchPins lets the daemon toggle, or does it in the pinned maps.
-func (c *cli) switchPins(ctx context.Context, action toggleAction, vlans string, selectors []policy.Selector) ([]policy.PinStatus, error) {
+func (c *cli) switchPins(ctx context.Context, action toggleAction, vlans string, selectors []policy.Selector) ([]policy.PinState, error) {
 	p, err := c.places()
 	if err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func (c *cli) switchPins(ctx context.Context, action toggleAction, vlans string,
 
 // switchPinned writes the toggles down before they take effect: a restart in
 // between must not undo them.
-func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors []policy.Selector) ([]policy.PinStatus, error) {
+func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors []policy.Selector) ([]policy.PinState, error) {
 	planned, err := d.Planned()
 	if err != nil {
 		return nil, err
@@ -138,16 +138,17 @@ func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors
 	if err := errors.Join(failed...); err != nil {
 		return nil, err
 	}
-	return statusOf(d, chosen)
+	return statesOf(d, chosen)
 }
 
-// statusOf returns the rows of the chosen pins.
-func statusOf(d dataplane, chosen []policy.PlanPin) ([]policy.PinStatus, error) {
-	all, err := d.PinStatus()
+// statesOf returns what the chosen pins are now, without counting their flows:
+// that takes longer than a switch may.
+func statesOf(d dataplane, chosen []policy.PlanPin) ([]policy.PinState, error) {
+	all, err := d.PinStates()
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(all, func(row policy.PinStatus) bool {
+	return slices.DeleteFunc(all, func(row policy.PinState) bool {
 		return !slices.ContainsFunc(chosen, func(pin policy.PlanPin) bool { return pin.Key() == row.Key() })
 	}), nil
 }

@@ -100,7 +100,7 @@ func TestDegraded(t *testing.T) {
 	good := policy.Status{
 		Groups: []policy.GroupStatus{{Role: policy.RoleMaster}, {Role: policy.RoleBackup}},
 		Peers:  []policy.PeerStatus{{State: "up"}},
-		Pins:   []policy.PinStatus{{Enabled: false}},
+		Pins:   []policy.PinStatus{{PinState: policy.PinState{Enabled: false}}},
 	}
 	if degraded(good) {
 		t.Error("a good state is degraded")

@@ -86,7 +86,7 @@ func showEvent(o *output, e policy.Event) error {
 }
 
 func fillDryRun(d policy.DryRun) policy.DryRun {
-	d.Errors, d.Warnings, d.Pins = filled(d.Errors), filled(d.Warnings), fillPins(d.Pins)
+	d.Errors, d.Warnings, d.Pins = filled(d.Errors), filled(d.Warnings), fillStates(d.Pins)
 	return d
 }
 
@@ -120,7 +120,7 @@ func showDryRun(o *output, d policy.DryRun, verdict string) error {
 	return nil
 }
 
-func pinInWords(p policy.PinStatus) string {
+func pinInWords(p policy.PinState) string {
 	text := "VLAN " + p.VLAN.String()
 	if p.VLAN == (policy.VLAN{}) {
 		text = "untagged"

@@ -29,6 +29,15 @@ func fillPins(pins []policy.PinStatus) []policy.PinStatus {
 	return pins
 }
 
+// fillStates does the same for what a toggle answers.
+func fillStates(pins []policy.PinState) []policy.PinState {
+	pins = slices.Clone(filled(pins))
+	for i := range pins {
+		pins[i].VIPs = filled(pins[i].VIPs)
+	}
+	return pins
+}
+
 func filled[T any](list []T) []T {
 	if list == nil {
 		return []T{}
@@ -76,7 +85,7 @@ func switchWord(o *output, p policy.PinStatus) string {
 }
 
 // showToggled says in a line each what the toggled pins are now.
-func showToggled(o *output, pins []policy.PinStatus) error {
+func showToggled(o *output, pins []policy.PinState) error {
 	for _, p := range pins {
 		state := "off: new flows keep the router's own address"
 		if p.Enabled {

@@ -30,7 +30,7 @@ type controller interface {
 	Events(ctx context.Context) <-chan policy.Event
 	// Toggle switches the selected pins, all or none of them, and returns
 	// their new state. *unknownPinsError: some have no pin.
-	Toggle(ctx context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinStatus, error)
+	Toggle(ctx context.Context, action toggleAction, selectors []policy.Selector) ([]policy.PinState, error)
 	// Reload applies the changed configuration, whole or not at all: with
 	// errors in it, OK is false and nothing has changed.
 	Reload(ctx context.Context) (policy.DryRun, error)

@@ -100,7 +100,7 @@ func (c *cli) toggle(action toggleAction, short, long string) *cobra.Command {
 				return c.toldUnknown(err)
 			}
 			if c.json {
-				return printJSON(c.env.stdout, fillPins(pins))
+				return printJSON(c.env.stdout, fillStates(pins))
 			}
 			return showToggled(newOutput(c.env), pins)
 		}),
