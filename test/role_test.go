@@ -120,7 +120,7 @@ func TestTakeovers(t *testing.T) {
 		before := []int{len(a.events()), len(b.events())}
 		s.must(s.RA.Keepalived().Stop())
 		b.await(before[1], "MASTER", isRole(policy.RoleMaster))
-		s.must(lab.Await(s.ctx, "keepalived's word on rb", func() (bool, error) {
+		s.must(s.await("keepalived's word on rb", func() (bool, error) {
 			evidence := strings.Join(s.status(s.RB).Groups[0].Evidence, "\n")
 			return strings.Contains(evidence, "keepalived said MASTER (GROUP"), nil
 		}))
@@ -174,7 +174,7 @@ func TestFIFOContradicts(t *testing.T) {
 		_, err = fmt.Fprintf(fifo, "INSTANCE \"WAN0\" %[1]s 150\nGROUP \"RouterCore\" %[1]s 0\n", state)
 		s.must(err)
 		s.must(fifo.Close())
-		s.must(lab.Await(s.ctx, state+" in the evidence", func() (bool, error) {
+		s.must(s.await(state+" in the evidence", func() (bool, error) {
 			return strings.Contains(strings.Join(s.status(s.RA).Groups[0].Evidence, "\n"), "keepalived said "+state+" (GROUP"), nil
 		}))
 		return before
@@ -227,7 +227,7 @@ func TestWatchedOnly(t *testing.T) {
 // master of its virtual routers.
 func (s *scene) wantEdge(r *lab.Router, role policy.Role, master lab.Ends) {
 	s.t.Helper()
-	s.must(lab.Await(s.ctx, fmt.Sprintf("%s for Edge on %s", role, r.Name), func() (bool, error) {
+	s.must(s.await(fmt.Sprintf("%s for Edge on %s", role, r.Name), func() (bool, error) {
 		for _, group := range s.status(r).Groups {
 			if group.Name == "Edge" {
 				return group.Role == role && group.Conflict == "", nil
@@ -235,7 +235,7 @@ func (s *scene) wantEdge(r *lab.Router, role policy.Role, master lab.Ends) {
 		}
 		return false, fmt.Errorf("status of %s shows no group Edge", r.Name)
 	}))
-	s.must(lab.Await(s.ctx, fmt.Sprintf("adverts of %s on wan1 of %s", master.V4, r.Name), func() (bool, error) {
+	s.must(s.await(fmt.Sprintf("adverts of %s on wan1 of %s", master.V4, r.Name), func() (bool, error) {
 		families := map[string]bool{}
 		for _, vr := range s.vrrp(r) {
 			if vr.Interface != lab.WAN1.Name || vr.VRID != lab.WAN1.VRID || vr.Role != role {

@@ -90,7 +90,7 @@ func (s *scene) wantVirtualRouters(m mode, master *lab.Router, ends lab.Ends, pr
 				want.Role = policy.RoleMaster
 			}
 			var got policy.VRRPStatus
-			err := lab.Await(s.ctx, "the first adverts on "+r.Name, func() (bool, error) {
+			err := s.await("the first adverts on "+r.Name, func() (bool, error) {
 				got = s.virtualRouter(r, family)
 				return livingMaster(got, m.interval) != nil, nil
 			})

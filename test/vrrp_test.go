@@ -3,6 +3,7 @@
 package test
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -20,6 +21,13 @@ const (
 	soon = 20 * advertInterval
 )
 
+// await is lab.Await for what takes a moment if all is well.
+func (s *scene) await(what string, holds func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	return lab.Await(ctx, what, holds)
+}
+
 // watcher follows "vippin monitor -j" of one router.
 type watcher struct {
 	s    *scene
@@ -34,7 +42,7 @@ func (s *scene) watch(r *lab.Router) *watcher {
 	proc, err := s.StartCommand(r, "monitor", "-j")
 	s.must(err)
 	w := &watcher{s: s, r: r, proc: proc}
-	s.must(lab.Await(s.ctx, "the first event of "+r.Name, func() (bool, error) {
+	s.must(s.await("the first event of "+r.Name, func() (bool, error) {
 		s.vippin(r, "pin", "reset", "2") // tells, and changes nothing
 		return len(w.events()) > 0, nil
 	}))
@@ -62,7 +70,7 @@ func (w *watcher) events() (events []policy.Event) {
 // await returns the first event after the given number of them that matches.
 func (w *watcher) await(after int, what string, match func(policy.Event) bool) (found policy.Event) {
 	w.s.t.Helper()
-	w.s.must(lab.Await(w.s.ctx, what+" in the monitor of "+w.r.Name, func() (bool, error) {
+	w.s.must(w.s.await(what+" in the monitor of "+w.r.Name, func() (bool, error) {
 		for _, event := range w.events()[after:] {
 			if match(event) {
 				found = event
@@ -100,7 +108,7 @@ func (s *scene) awaitPeace() {
 	s.awaitRole(s.RA, policy.RoleMaster)
 	s.awaitRole(s.RB, policy.RoleBackup)
 	for _, r := range s.Routers() {
-		s.must(lab.Await(s.ctx, "no conflict on "+r.Name, func() (bool, error) {
+		s.must(s.await("no conflict on "+r.Name, func() (bool, error) {
 			group, routers := s.conflicts(r)
 			return group == "" && len(routers) == 0, nil
 		}))
@@ -239,7 +247,7 @@ func (s *scene) wantConflict(w *watcher, after int, since time.Time) {
 	if event.Group != lab.SyncGroup {
 		s.t.Errorf("the conflict is about %q", event.Group)
 	}
-	s.must(lab.Await(s.ctx, "the conflict of both families on "+w.r.Name, func() (bool, error) {
+	s.must(s.await("the conflict of both families on "+w.r.Name, func() (bool, error) {
 		_, routers := s.conflicts(w.r)
 		return len(routers) == 2, nil
 	}))
