@@ -145,7 +145,7 @@ func advertisedGroups(plan policy.Plan) map[uint32]bool {
 	return groups
 }
 
-// roleWarnings names the pins that would never pin anything.
+// roleWarnings names the pins that pin nothing unless adverts announce them.
 func roleWarnings(plan policy.Plan, master bool) []string {
 	advertised := advertisedGroups(plan)
 	var warnings []string
@@ -154,7 +154,8 @@ func roleWarnings(plan policy.Plan, master bool) []string {
 			continue
 		}
 		warnings = append(warnings, fmt.Sprintf(
-			"pin %s has no vrid, so without a daemon nothing says that this router is MASTER: set vrid, run the daemon, or use --master",
+			"pin %s has no vrid: without a daemon this router is MASTER only while adverts that announce its VIPs leave; "+
+				"set vrid, run the daemon, or, without VRRP, use --master",
 			pin.Key()))
 	}
 	return warnings

@@ -75,7 +75,8 @@ again, it applies what has changed and removes mappings whose connections have
 ended: without a daemon nobody else does.
 
 Without a daemon this router counts as MASTER for a group while its own adverts
-leave (vrid must be configured). VIPs that no VRRP moves need --master.`,
+leave: those of the configured vrid, or that announce a VIP of the group. VIPs
+that no VRRP moves need --master.`,
 		Example: `  vippin load
   vippin load --master -c ./vippin.yaml
   * * * * * root vippin load           (in /etc/cron.d: keep it tidy)`,
