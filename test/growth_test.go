@@ -4,6 +4,7 @@ package test
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"testing"
@@ -144,13 +145,14 @@ func (s *scene) flow(from *lab.Node, proto string, local, remote netip.AddrPort)
 	s.t.Helper()
 	f, err := traffic.StartFlow(s.ctx, from.Do, traffic.FlowOptions{
 		Proto: proto, Local: local, Remote: remote, Interval: 20 * time.Millisecond,
-		ID: from.Name + "/" + proto + "/" + local.String() + "/" + remote.String(),
+		ID: fmt.Sprintf("%s-%s-%d-%s-%d", from.Name, proto, local.Port(), remote, time.Now().UnixNano()),
 	})
 	s.must(err)
 	return f
 }
 
-// ping starts to ping with one identifier every 20 ms, and waits for an answer.
+// ping starts to ping with one identifier every 20 ms, and waits until it is
+// answered and the server has seen it.
 func (s *scene) ping(from *lab.Node, id uint16, to netip.Addr) *traffic.Pinger {
 	s.t.Helper()
 	p, err := traffic.StartPings(s.ctx, from.Do, traffic.PingOptions{
@@ -158,6 +160,8 @@ func (s *scene) ping(from *lab.Node, id uint16, to netip.Addr) *traffic.Pinger {
 	})
 	s.must(err)
 	s.must(p.Await(s.ctx, 1))
+	_, err = s.server.AwaitStream(s.ctx, p.Report(nil).Flows[0].ID, 1)
+	s.must(err)
 	return p
 }
 

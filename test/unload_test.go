@@ -164,7 +164,9 @@ func (s *scene) collectByLoad(living *traffic.Flow) {
 		s.t.Errorf("%d mappings, want %d", n, mappings+1)
 	}
 	s.forget(s.RA, traffic.Flows{ending})
-	s.must(lab.Await(s.ctx, "the ended flow's mapping to go", func() (bool, error) { // it must be silent for 2 s
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	s.must(lab.Await(ctx, "the ended flow's mapping to go", func() (bool, error) { // it must be silent for 2 s
 		s.vippin(s.RA, "load", "--master")
 		return s.pin(s.RA, 2).Flows == mappings, nil
 	}))
