@@ -47,6 +47,7 @@ func (s *scene) wantSources(h *lab.Node, want lab.Ends) {
 // no longer when it has lost the VIPs to the other, although nobody has told
 // the dataplane.
 func TestDeadDaemonHandsOutNoVIP(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "lease", lab.Options{Hosts: 2})
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
 	daemon := s.start(s.RA, onWANLeased)
@@ -81,6 +82,7 @@ func TestDeadDaemonHandsOutNoVIP(t *testing.T) {
 // with a daemon, which sees that the adverts have stopped and the other is
 // MASTER, and not without one.
 func TestCrashedKeepalived(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "crash", lab.Options{Hosts: 2})
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
 	daemon := s.start(s.RA, onWANLeased)
@@ -130,6 +132,7 @@ func TestCrashedKeepalived(t *testing.T) {
 // After a power failure the other router has the role and the VIP; the first
 // one takes both back when it returns.
 func TestHardKill(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "hardkill", lab.Options{Hosts: 1})
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
 	s.start(s.RA, onWAN)

@@ -29,6 +29,7 @@ type roleTimer struct {
 	gained  []time.Duration // became MASTER
 	lost    []time.Duration // became something else
 	timeout int
+	failed  error // the subscription's
 }
 
 // timeRoles times the only pin of a router, on the WAN, until stop is called.
@@ -38,7 +39,18 @@ func (s *scene) timeRoles(r *lab.Router) *roleTimer {
 	s.must(err)
 	rt := &roleTimer{plane: plane, stop: make(chan struct{}), ended: make(chan struct{})}
 	updates := make(chan netlink.AddrUpdate, 256)
-	s.must(r.Do(func() error { return netlink.AddrSubscribe(updates, rt.stop) }))
+	s.must(r.Do(func() error {
+		return netlink.AddrSubscribeWithOptions(updates, rt.stop, netlink.AddrSubscribeOptions{
+			ReceiveBufferSize: 4 << 20, ReceiveBufferForceSize: true,
+			ErrorCallback: func(err error) {
+				select {
+				case <-rt.stop: // the socket was closed
+				default:
+					rt.failed = err
+				}
+			},
+		})
+	}))
 	every, _, err := r.IsMaster()
 	s.must(err)
 	go rt.follow(updates, every)
@@ -104,6 +116,7 @@ func spread(times []time.Duration) string {
 // and nobody sees a conflict in them; keepalived's FIFO agrees.
 func TestTakeovers(t *testing.T) {
 	const rounds = 10
+	const steady = 2 * advertInterval // what an advert that comes late would need to look like a conflict
 	s := setScene(t, "takeovers", lab.Options{Hosts: 1})
 	withFIFO := lab.Keepalived{NotifyFIFO: filepath.Join(s.RB.Dir, "keepalived.fifo")}
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
@@ -124,15 +137,20 @@ func TestTakeovers(t *testing.T) {
 			evidence := strings.Join(s.status(s.RB).Groups[0].Evidence, "\n")
 			return strings.Contains(evidence, "keepalived said MASTER (GROUP"), nil
 		}))
+		time.Sleep(steady)
 		_, err := s.StartKeepalived(s.RA, lab.Keepalived{})
 		s.must(err)
 		a.await(before[0], "MASTER", isRole(policy.RoleMaster))
 		b.await(before[1], "BACKUP", isRole(policy.RoleBackup))
+		time.Sleep(steady)
 	}
 	s.awaitPeace()
 	var gained, lost []time.Duration
 	for i, timer := range timers {
 		timer.Stop()
+		if timer.failed != nil {
+			t.Errorf("the subscription on %s: %v", s.Routers()[i].Name, timer.failed)
+		}
 		gained, lost = append(gained, timer.gained...), append(lost, timer.lost...)
 		if timer.timeout > 0 || len(timer.gained) != rounds || len(timer.lost) != rounds {
 			t.Errorf("%s: %d times MASTER, %d times no longer, %d times the map did not follow; want %d, %d, 0",
@@ -163,6 +181,7 @@ func TestTakeovers(t *testing.T) {
 // What keepalived says in its FIFO is a witness: it is shown, and when it
 // contradicts the addresses for longer than the grace that is a conflict.
 func TestFIFOContradicts(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "fifo", lab.Options{Hosts: 1, SingleRouter: true})
 	path := filepath.Join(s.RA.Dir, "keepalived.fifo")
 	w := s.startWatched(s.RA, onWAN+"vrrp: {keepalived_fifo: "+path+"}\n")
@@ -196,6 +215,7 @@ func TestFIFOContradicts(t *testing.T) {
 // An interface without a pin is watched when a group names a VRID there; the
 // group's role comes from the adverts alone.
 func TestWatchedOnly(t *testing.T) {
+	t.Parallel()
 	config := strings.Replace(onWAN, "groups:", `groups:
   - {name: Edge, vrids: ["30@wan1"]}`, 1)
 	s := setScene(t, "watched", lab.Options{Hosts: 1, WAN1: true})

@@ -167,6 +167,7 @@ func (s *scene) awaitCount(counter *ebpf.Map, what string) {
 // Adverts carry mark and priority on their way in and out; bits of the mark
 // outside the mask stay what somebody else made them.
 func TestTagKeepsOtherBits(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "tagbits", lab.Options{Hosts: 1})
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
 	for _, r := range s.Routers() {
@@ -205,6 +206,7 @@ table inet seen {
 // A macvlan's lower device is where nftables sees what vippin tagged on the
 // way out: its egress hook comes before tc's on the same device.
 func TestNFTEgressSeesTheTag(t *testing.T) {
+	t.Parallel()
 	s := setScene(t, "nftegress", lab.Options{Hosts: 1, SingleRouter: true})
 	_, err := s.StartKeepalived(s.RA, lab.Keepalived{VMAC: true})
 	s.must(err)
@@ -290,6 +292,7 @@ func (s *scene) ignored(r *lab.Router, family, reason string) uint64 {
 // An advert with TTL 254 is counted, and goes on to keepalived untouched and
 // untagged. That it would depose the master but for the TTL shows the last step.
 func TestWrongTTL(t *testing.T) {
+	t.Parallel()
 	const count = 7
 	s := setScene(t, "wrongttl", lab.Options{Hosts: 1})
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
