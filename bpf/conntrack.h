@@ -49,12 +49,25 @@ struct nf_conntrack_tuple_hash {
 	struct nf_conntrack_tuple tuple;
 };
 
+struct nf_ct_ext {
+	__u8 offset[1];
+};
+
+struct nf_conn_nat {
+	int masq_index;
+};
+
 struct nf_conn {
 	struct nf_conntrack_tuple_hash tuplehash[2];
 	unsigned long status;
+	struct nf_ct_ext *ext;
 };
 
 #pragma clang attribute pop
+
+enum nf_ct_ext_id {
+	NF_CT_EXT_NAT = 1,
+};
 
 struct bpf_ct_opts {
 	__s32 netns_id;
@@ -74,6 +87,7 @@ struct conntrack {
 	unsigned long status;
 	bool reply; /* direction of this packet */
 	struct addr client; /* source of the original direction: the inside host */
+	int masqueraded; /* see masqueraded_on */
 	struct addr translated; /* destination of the reply direction: what masquerade chose */
 };
 
@@ -82,6 +96,31 @@ static __always_inline struct addr addr_from_conntrack(const union nf_inet_addr 
 	if (ipv6)
 		return (struct addr){{a->all[0], a->all[1], a->all[2], a->all[3]}};
 	return addr_from_v4(a->all[0]);
+}
+
+/* The interface that masquerade took the address from; 0: it was another kind
+ * of source NAT. -1: this kernel does not tell.
+ */
+static __always_inline int masqueraded_on(struct nf_conn *entry)
+{
+	struct nf_ct_ext *ext;
+	__u8 offset = 0;
+	int ifindex = 0;
+
+	if (!bpf_core_field_exists(((struct nf_conn_nat *)0)->masq_index) ||
+	    !bpf_core_enum_value_exists(enum nf_ct_ext_id, NF_CT_EXT_NAT))
+		return -1;
+	ext = BPF_CORE_READ(entry, ext);
+	if (!ext)
+		return 0;
+	bpf_probe_read_kernel(&offset, sizeof(offset),
+			      (void *)ext + bpf_core_field_offset(struct nf_ct_ext, offset) +
+				      bpf_core_enum_value(enum nf_ct_ext_id, NF_CT_EXT_NAT));
+	if (!offset)
+		return 0;
+	bpf_probe_read_kernel(&ifindex, sizeof(ifindex),
+			      (void *)ext + offset + bpf_core_field_offset(struct nf_conn_nat, masq_index));
+	return ifindex;
 }
 
 /* False: the packet carries no conntrack entry (untracked, or none at all). */
@@ -100,6 +139,7 @@ static __always_inline bool read_conntrack(struct __sk_buff *skb, bool ipv6, str
 	ct->id = (__u64)entry;
 	ct->reply = (nfct & CTINFO_MASK) >= CTINFO_IS_REPLY;
 	ct->status = BPF_CORE_READ(entry, status);
+	ct->masqueraded = masqueraded_on(entry);
 	if (BPF_CORE_READ_INTO(&a, entry, tuplehash[TUPLE_ORIGINAL].tuple.src.u3))
 		return false;
 	ct->client = addr_from_conntrack(&a, ipv6);

@@ -206,12 +206,13 @@ static __always_inline struct verdict watch_foreign(const struct packet *pkt, co
 
 /* Only a packet that was forwarded and masqueraded to a unique address of this
  * interface, in the flow's own direction, is a candidate: the router's own
- * traffic, replies of port forwards and tunnels made of forwarded packets are
- * none.
+ * traffic, replies of port forwards, explicit SNAT to such an address and
+ * tunnels made of forwarded packets are none.
  */
 static __always_inline bool is_masqueraded(const struct packet *pkt, const struct conntrack *ct)
 {
-	return !ct->reply && (ct->status & IPS_SRC_NAT) && addr_equal(&ct->translated, &pkt->src);
+	return !ct->reply && (ct->status & IPS_SRC_NAT) && ct->masqueraded &&
+	       addr_equal(&ct->translated, &pkt->src);
 }
 
 /* A packet that this router made itself is of a mapped flow only when its

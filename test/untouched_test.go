@@ -154,17 +154,25 @@ func (s *scene) explicitSNAT() {
 		s.wantPinned(s.count(s.RA, 2, func() { s.sees(s.Hosts[0], lab.ServerFar, vip) }))
 	}
 	s.run("routed to the router", check)
-	s.run("further addresses of the interface", func(s *scene) {
-		for _, args := range [][]string{
-			{"addr", "add", snatTo.V4.String() + "/24", "dev", "wan0"},
-			{"addr", "add", snatTo.V6.String() + "/64", "dev", "wan0", "nodad", "preferred_lft", "0"},
-		} {
-			_, err := s.RA.Run(s.ctx, "ip", args...)
-			s.must(err)
-		}
-		s.vippin(s.RA, "reload") // the addresses are known when it answers
-		check(s)
-	})
+	// Masquerade might choose some of these, too.
+	for name, how := range map[string][2][]string{
+		"further addresses of the interface":   {{"/24"}, {"/64", "nodad", "preferred_lft", "0"}},
+		"preferred addresses of the interface": {{"/32"}, {"/64", "nodad"}},
+	} {
+		s.run(name, func(s *scene) {
+			for i, addr := range []netip.Addr{snatTo.V4, snatTo.V6} {
+				with := append([]string{addr.String() + how[i][0], "dev", "wan0"}, how[i][1:]...)
+				_, err := s.RA.Run(s.ctx, "ip", append([]string{"addr", "add"}, with...)...)
+				s.must(err)
+				defer func() {
+					_, err := s.RA.Run(s.ctx, "ip", "addr", "del", addr.String()+how[i][0], "dev", "wan0")
+					s.must(err)
+				}()
+			}
+			s.vippin(s.RA, "reload") // the addresses are known when it answers
+			check(s)
+		})
+	}
 }
 
 // snatSecond translates the second host explicitly, before masquerade would.
