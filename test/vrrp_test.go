@@ -133,17 +133,14 @@ func (s *scene) hearAdverts(r *lab.Router) {
 	s.must(r.NFT(s.ctx, "delete table inet deaf"))
 }
 
-// split is a way to make two masters.
+// split is a way to make rb a second master beside ra.
 type split struct {
 	name   string
 	force  func(s *scene)
 	mend   func(s *scene)
-	second func(s *scene) *lab.Router // who becomes MASTER beside the other
 	seenBy func(s *scene) []*lab.Router
 }
 
-func theRA(s *scene) *lab.Router    { return s.RA }
-func theRB(s *scene) *lab.Router    { return s.RB }
 func onlyRA(s *scene) []*lab.Router { return []*lab.Router{s.RA} }
 func onlyRB(s *scene) []*lab.Router { return []*lab.Router{s.RB} }
 func bothOf(s *scene) []*lab.Router { return s.Routers() }
@@ -159,7 +156,7 @@ var splits = []split{
 		name:   "the switch loses ra's adverts",
 		force:  func(s *scene) { s.block(s.RA, s.RB) },
 		mend:   (*scene).unblock,
-		second: theRB, seenBy: onlyRA,
+		seenBy: onlyRA,
 	},
 	{
 		name: "the switch loses rb's adverts, and rb is the better one",
@@ -174,19 +171,19 @@ var splits = []split{
 			_, err := s.StartKeepalived(s.RB, lab.Keepalived{})
 			s.must(err)
 		},
-		second: theRB, seenBy: onlyRB,
+		seenBy: onlyRB,
 	},
 	{
 		name:   "rb's firewall drops adverts",
 		force:  func(s *scene) { s.dropAdverts(s.RB) },
 		mend:   func(s *scene) { s.hearAdverts(s.RB) },
-		second: theRB, seenBy: bothOf,
+		seenBy: bothOf,
 	},
 	{
 		name:   "both firewalls drop adverts",
 		force:  func(s *scene) { s.dropAdverts(s.RA); s.dropAdverts(s.RB) },
 		mend:   func(s *scene) { s.hearAdverts(s.RA); s.hearAdverts(s.RB) },
-		second: theRB, seenBy: bothOf,
+		seenBy: bothOf,
 	},
 	{
 		// No advert reaches the other router: adverts bear no witness. What is
@@ -194,7 +191,7 @@ var splits = []split{
 		name:   "the switch loses all adverts",
 		force:  func(s *scene) { s.block(s.RA, s.RB); s.block(s.RB, s.RA) },
 		mend:   (*scene).unblock,
-		second: theRB, seenBy: nobody,
+		seenBy: nobody,
 	},
 }
 
@@ -215,9 +212,8 @@ func TestTwoMasters(t *testing.T) {
 			for r, w := range watchers {
 				before[r] = len(w.events())
 			}
-			second := how.second(s)
 			how.force(s)
-			master := watchers[second].await(before[second], "MASTER", isRole(policy.RoleMaster))
+			master := watchers[s.RB].await(before[s.RB], "MASTER", isRole(policy.RoleMaster))
 			for _, r := range how.seenBy(s) {
 				s.wantConflict(watchers[r], before[r], master.Time)
 			}
