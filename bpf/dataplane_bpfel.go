@@ -110,6 +110,7 @@ type DataplaneOwnAdvert struct {
 	_          structs.HostLayout
 	LastNs     uint64
 	IntervalNs uint64
+	FirstNs    uint64
 }
 
 type DataplanePin struct {
@@ -180,9 +181,10 @@ type DataplanePublicEnd struct {
 }
 
 type DataplaneRole struct {
-	_     structs.HostLayout
-	Role  uint32
-	Fixed uint32
+	_       structs.HostLayout
+	Role    uint32
+	Fixed   uint32
+	SinceNs uint64
 }
 
 type DataplaneSettings struct {
@@ -212,6 +214,13 @@ type DataplaneSourceKey struct {
 		Word [4]uint32
 	}
 }
+
+type DataplaneUniqueState uint8
+
+const (
+	DataplaneUniqueStateUNIQUE_KNOWN DataplaneUniqueState = 1
+	DataplaneUniqueStateUNIQUE_NEW   DataplaneUniqueState = 2
+)
 
 type DataplaneUnpinnedFlow struct {
 	_         structs.HostLayout

@@ -71,6 +71,33 @@ func TestLease(t *testing.T) {
 	})
 }
 
+// first_ns tells since when adverts leave without a pause.
+func TestLeaseBegins(t *testing.T) {
+	d := newDataplane(t)
+	a := advert3()
+	a.interval = 1 // 10 ms
+	send := func() uint64 {
+		run(t, d.VippinEgress, a.bytes(t), skBuff{}, checksumNone)
+		return d.ownAdvert(t, groupNumber).FirstNs
+	}
+	first := send()
+	if first == 0 {
+		t.Fatal("the first advert began nothing")
+	}
+	if again := send(); again != first {
+		t.Errorf("the second advert began anew: %d, want %d", again, first)
+	}
+	for quiet := coarseNow(t) + 40e6; coarseNow(t) < quiet; { // longer than three intervals
+	}
+	if after := send(); after <= first {
+		t.Errorf("after a pause: %d, want later than %d", after, first)
+	}
+	a.priority = 0
+	if resigned := send(); resigned != 0 {
+		t.Errorf("after a resignation: %d, want 0", resigned)
+	}
+}
+
 // Seconds in version 2, hundredths of a second in twelve bits in version 3.
 func TestLeaseInterval(t *testing.T) {
 	d := newDataplane(t)

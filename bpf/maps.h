@@ -59,7 +59,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4 * MAX_PINS);
 	__type(key, struct slot_addr);
-	__type(value, __u8);
+	__type(value, enum unique_state);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } uniques SEC(".maps");
 

@@ -4,10 +4,20 @@
  */
 #pragma once
 
+#include <stdbool.h>
+
 #include "maps.h"
 
 #define ROLE_MASTER 2 /* policy.RoleMaster */
 #define LEASE_ADVERTS 3 /* advert intervals that our own last advert speaks for */
+
+#define TAKEOVER_NS 100000000ULL /* how long our first advert may be ahead of the daemon */
+
+/* Has an advert of our own left lately? */
+static __always_inline bool advertises(const struct own_advert *own)
+{
+	return own->last_ns && bpf_ktime_get_coarse_ns() - own->last_ns < LEASE_ADVERTS * own->interval_ns;
+}
 
 /* PIN_CREATED: master. Else why not: PIN_BACKUP or PIN_STALE_ROLE. */
 static __always_inline enum pin_counter judge_role(__u32 pin, __u32 group)
@@ -26,10 +36,17 @@ static __always_inline enum pin_counter judge_role(__u32 pin, __u32 group)
 	if (role->fixed)
 		return master ? PIN_CREATED : PIN_BACKUP;
 	/* The daemon lives: it knows. The coarse clock may lag behind its time. */
-	if (*beat && (__s64)(now - *beat) < (__s64)set->lease_ns)
+	if (*beat && (__s64)(now - *beat) < (__s64)set->lease_ns) {
+		/* In a takeover keepalived advertises first, draws the traffic
+		 * here next, and the daemon hears of it a moment later: the
+		 * flows that begin in that moment are not to be lost for it.
+		 */
+		if (own->first_ns > role->since_ns && (__s64)(now - own->first_ns) < (__s64)TAKEOVER_NS)
+			return PIN_CREATED;
 		return master ? PIN_CREATED : PIN_BACKUP;
+	}
 	/* No daemon: only who advertises is master. */
-	if (own->last_ns && now - own->last_ns < LEASE_ADVERTS * own->interval_ns)
+	if (advertises(own))
 		return PIN_CREATED;
 	return master ? PIN_STALE_ROLE : PIN_BACKUP;
 }

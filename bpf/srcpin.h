@@ -142,7 +142,8 @@ static __always_inline struct verdict send_pinned(struct __sk_buff *skb, const s
 
 /* A masqueraded flow without a mapping: it gets one now or never. */
 static __always_inline struct verdict decide(struct __sk_buff *skb, const struct packet *pkt,
-					     const struct flow_key *key, const struct conntrack *ct)
+					     const struct flow_key *key, const struct conntrack *ct,
+					     enum unique_state unique)
 {
 	struct unpinned_flow *known = bpf_map_lookup_elem(&unpinned, key);
 	struct public_end end = {};
@@ -159,14 +160,16 @@ static __always_inline struct verdict decide(struct __sk_buff *skb, const struct
 		return leave_unpinned(key, ct, 0, PIN_SOURCE);
 	end.addr = pkt->ipv6 ? pin->vip6 : pin->vip4;
 	end.last_out_ns = bpf_ktime_get_coarse_ns();
-	if (!(pin->flags & PIN_ENABLED))
+	if (unique == UNIQUE_NEW)
+		reason = PIN_BORN_BEFORE;
+	else if (!(pin->flags & PIN_ENABLED))
 		reason = PIN_OFF;
 	else if (addr_is_zero(&end.addr))
 		reason = PIN_NO_VIP;
 	else if (ct->status & (IPS_HELPER | IPS_EXPECTED))
 		reason = PIN_HELPER;
-	else if (ct->status & IPS_SEEN_REPLY) /* under way: its decision could not be remembered */
-		reason = PIN_BORN_BEFORE;
+	else if (ct->status & IPS_SEEN_REPLY)
+		reason = PIN_BORN_BEFORE; /* under way: its decision could not be remembered */
 	else
 		reason = judge_role(end.pin, pin->group);
 	if (reason == PIN_CREATED)
@@ -204,6 +207,16 @@ static __always_inline struct verdict watch_foreign(const struct packet *pkt, co
 	return untouched();
 }
 
+/* A packet that this router made itself is of a mapped flow only when its
+ * conntrack entry is (REJECT's RST). It may also be an answer to a packet that
+ * conntrack did not take for the flow: let out with the VIP, such a RST would
+ * end a connection that is alive.
+ */
+static __always_inline bool is_of_flow(const struct packet *pkt, const struct conntrack *ct)
+{
+	return (ct->status & IPS_SRC_NAT) && addr_equal(&ct->translated, &pkt->src);
+}
+
 /* Only a packet that was forwarded and masqueraded to a unique address of this
  * interface, in the flow's own direction, is a candidate: the router's own
  * traffic, replies of port forwards, explicit SNAT to such an address and
@@ -211,26 +224,19 @@ static __always_inline struct verdict watch_foreign(const struct packet *pkt, co
  */
 static __always_inline bool is_masqueraded(const struct packet *pkt, const struct conntrack *ct)
 {
-	return !ct->reply && (ct->status & IPS_SRC_NAT) && ct->masqueraded &&
-	       addr_equal(&ct->translated, &pkt->src);
+	return !ct->reply && ct->masqueraded && is_of_flow(pkt, ct);
 }
 
-/* A packet that this router made itself is of a mapped flow only when its
- * conntrack entry is (REJECT's RST). It may also be an answer to a packet that
- * conntrack did not take for the flow: let out with the VIP, such a RST would
- * end a connection that is alive.
- */
-static __always_inline bool is_of_flow(struct __sk_buff *skb, const struct packet *pkt)
+static __always_inline enum unique_state *find_unique(__u32 slot, const struct addr *addr)
 {
-	struct conntrack ct;
+	struct slot_addr key = {.slot = slot, .addr = *addr};
 
-	return read_conntrack(skb, pkt->ipv6, &ct) && (ct.status & IPS_SRC_NAT) &&
-	       addr_equal(&ct.translated, &pkt->src);
+	return bpf_map_lookup_elem(&uniques, &key);
 }
 
 static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)
 {
-	struct slot_addr from = {.slot = slot, .addr = pkt->src};
+	enum unique_state *unique;
 	struct public_end *end;
 	struct conntrack ct;
 	struct flow_key key;
@@ -240,7 +246,8 @@ static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct p
 	if (known) {
 		key_of(pkt, slot, SOURCE, &key);
 		end = bpf_map_lookup_elem(&by_local, &key);
-		if (end && !skb->ingress_ifindex && !is_of_flow(skb, pkt))
+		if (end && !skb->ingress_ifindex &&
+		    (!read_conntrack(skb, pkt->ipv6, &ct) || !is_of_flow(pkt, &ct)))
 			return untouched();
 		if (end) {
 			__u64 now = bpf_ktime_get_coarse_ns();
@@ -249,10 +256,11 @@ static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct p
 				end->last_out_ns = now;
 			return send_pinned(skb, pkt, end);
 		}
-		if (!bpf_map_lookup_elem(&uniques, &from))
-			return watch_foreign(pkt, &key);
 	}
-	if (!skb->ingress_ifindex || (!known && !bpf_map_lookup_elem(&uniques, &from)))
+	unique = find_unique(slot, &pkt->src);
+	if (!unique)
+		return known ? watch_foreign(pkt, &key) : untouched();
+	if (!skb->ingress_ifindex)
 		return untouched();
 	if (!read_conntrack(skb, pkt->ipv6, &ct))
 		return (struct verdict){0, PIN_NO_CONNTRACK};
@@ -262,7 +270,7 @@ static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct p
 		return (struct verdict){pin_for(slot, &ct.client), PIN_FRAGMENT};
 	if (!known)
 		return untouched();
-	return decide(skb, pkt, &key, &ct);
+	return decide(skb, pkt, &key, &ct, *unique);
 }
 
 static __always_inline struct verdict pin_ingress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)

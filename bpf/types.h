@@ -101,6 +101,12 @@ struct slot_addr {
 	struct addr addr;
 };
 
+/* uniques. */
+enum unique_state {
+	UNIQUE_KNOWN = 1,
+	UNIQUE_NEW = 2, /* flows that live on it may not have been noted yet: none is pinned */
+} __attribute__((packed));
+
 /* vips: whose it is, and its place in the configuration's list. */
 struct vip {
 	__u32 pin;
@@ -146,6 +152,7 @@ struct pin {
 struct role {
 	__u32 role; /* policy.Role */
 	__u32 fixed; /* "load --master": needs no lease */
+	__u64 since_ns; /* CLOCK_MONOTONIC: when the daemon decided so */
 };
 
 /* groups, by number from 1. */
@@ -157,6 +164,7 @@ struct group {
 struct own_advert {
 	__u64 last_ns; /* 0: none, or the last one resigned (priority 0) */
 	__u64 interval_ns; /* as advertised */
+	__u64 first_ns; /* when this router began to advertise; 0: it does not */
 };
 
 /* settings[0] */

@@ -7,6 +7,7 @@
 
 #include "account.h"
 #include "parse.h"
+#include "role.h"
 
 #define VRRP_HEADER 8
 #define VRRP_TYPE_ADVERT 1
@@ -181,6 +182,10 @@ static __always_inline void renew_lease(__u32 ifindex, __u32 slot, bool ipv6, st
 
 	if (!group || !own)
 		return;
+	if (!h->priority)
+		own->first_ns = 0;
+	else if (!advertises(own))
+		own->first_ns = bpf_ktime_get_ns();
 	if (h->version_type >> 4 == 2)
 		own->interval_ns = h->interval * 1000000000ULL;
 	else

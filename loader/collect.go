@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -206,7 +207,7 @@ func (c *collector) mark(key flowKey, zone uint16) error {
 // last time is learnt the next time; until then its flows' ends are noticed by
 // the comparisons only.
 func (c *collector) refresh() error {
-	uniques, err := readMap[slotAddr, uint8](c.d.maps.Uniques)
+	uniques, err := readMap[slotAddr, uniqueState](c.d.maps.Uniques)
 	if err != nil {
 		return err
 	}
@@ -214,8 +215,8 @@ func (c *collector) refresh() error {
 	if err != nil {
 		return err
 	}
-	selves := selfSlots(uniques, nil)
-	for addr, slots := range selfSlots(vips, nil) { // flows that masquerade itself gave the VIP
+	selves := selfSlots(maps.Keys(uniques))
+	for addr, slots := range selfSlots(maps.Keys(vips)) { // flows that masquerade itself gave the VIP
 		selves[addr] = append(selves[addr], slots...)
 	}
 	c.mu.Lock()

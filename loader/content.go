@@ -22,7 +22,7 @@ type content struct {
 	pins    map[uint32]pinValue
 	groups  map[uint32]groupValue
 	vips    map[slotAddr]vipValue
-	uniques map[slotAddr]uint8
+	uniques map[slotAddr]uniqueState
 	sources map[sourceKey]uint32
 	vrids   map[vridKey]uint32
 }
@@ -30,7 +30,7 @@ type content struct {
 func newContent() content {
 	return content{
 		ifaces: make(map[uint32]ifaceValue), pins: make(map[uint32]pinValue), groups: make(map[uint32]groupValue),
-		vips: make(map[slotAddr]vipValue), uniques: make(map[slotAddr]uint8),
+		vips: make(map[slotAddr]vipValue), uniques: make(map[slotAddr]uniqueState),
 		sources: make(map[sourceKey]uint32), vrids: make(map[vridKey]uint32),
 	}
 }
@@ -46,7 +46,7 @@ func (d *Dataplane) content() (content, error) {
 	}
 	read(func() (err error) { c.ifaces, err = readMap[uint32, ifaceValue](d.maps.Ifaces); return err })
 	read(func() (err error) { c.vips, err = readMap[slotAddr, vipValue](d.maps.Vips); return err })
-	read(func() (err error) { c.uniques, err = readMap[slotAddr, uint8](d.maps.Uniques); return err })
+	read(func() (err error) { c.uniques, err = readMap[slotAddr, uniqueState](d.maps.Uniques); return err })
 	read(func() (err error) { c.sources, err = readMap[sourceKey, uint32](d.maps.Sources); return err })
 	read(func() (err error) { c.vrids, err = readMap[vridKey, uint32](d.maps.Vrids); return err })
 	read(func() (err error) { c.pins, err = d.usedPins(); return err })
@@ -154,7 +154,7 @@ func (c content) addInterface(iface *policy.PlanInterface) error {
 		return nil
 	}
 	for _, unique := range iface.Uniques {
-		c.uniques[newSlotAddr(iface.Slot, unique)] = 1
+		c.uniques[newSlotAddr(iface.Slot, unique)] = uniqueKnown
 	}
 	for _, vip := range iface.VIPs {
 		key := newSlotAddr(iface.Slot, vip)

@@ -20,17 +20,18 @@ import (
 
 // The maps' own types, under the names the rest of the package uses.
 type (
-	flowKey    = bpf.DataplaneFlowKey
-	publicEnd  = bpf.DataplanePublicEnd
-	localEnd   = bpf.DataplaneLocalEnd
-	leftAlone  = bpf.DataplaneUnpinnedFlow
-	ifaceValue = bpf.DataplaneIface
-	pinValue   = bpf.DataplanePin
-	groupValue = bpf.DataplaneGroup
-	slotAddr   = bpf.DataplaneSlotAddr
-	vipValue   = bpf.DataplaneVip
-	sourceKey  = bpf.DataplaneSourceKey
-	vridKey    = bpf.DataplaneVridKey
+	flowKey     = bpf.DataplaneFlowKey
+	publicEnd   = bpf.DataplanePublicEnd
+	localEnd    = bpf.DataplaneLocalEnd
+	leftAlone   = bpf.DataplaneUnpinnedFlow
+	ifaceValue  = bpf.DataplaneIface
+	pinValue    = bpf.DataplanePin
+	groupValue  = bpf.DataplaneGroup
+	slotAddr    = bpf.DataplaneSlotAddr
+	uniqueState = bpf.DataplaneUniqueState
+	vipValue    = bpf.DataplaneVip
+	sourceKey   = bpf.DataplaneSourceKey
+	vridKey     = bpf.DataplaneVridKey
 )
 
 // The programs' numbers, likewise.
@@ -42,12 +43,13 @@ const (
 	pinEnabled = bpf.DataplanePinFlagsPIN_ENABLED
 	pinToggled = bpf.DataplanePinFlagsPIN_TOGGLED
 	pinRetired = bpf.DataplanePinFlagsPIN_RETIRED
-	pinHeld    = bpf.DataplanePinFlags(1 << 31) // user space's own: its living flows are not noted yet
+
+	uniqueKnown = bpf.DataplaneUniqueStateUNIQUE_KNOWN
+	uniqueNew   = bpf.DataplaneUniqueStateUNIQUE_NEW
 
 	pinCounters   = uint32(bpf.DataplanePinCounterPIN_COUNTERS)
 	vrrpCounters  = uint32(bpf.DataplaneVrrpCounterVRRP_COUNTERS)
 	vrrpRingFull  = uint32(bpf.DataplaneVrrpCounterVRRP_RING_FULL)
-	pinOff        = bpf.DataplanePinCounterPIN_OFF
 	pinBornBefore = bpf.DataplanePinCounterPIN_BORN_BEFORE
 
 	maxPins   = 4096 // MAX_PINS and MAX_GROUPS in bpf/maps.h: numbers below are possible

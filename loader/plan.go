@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,15 +23,16 @@ import (
 //
 //   - What an interface's packets look up is written before the interface
 //     becomes known to the programs, and removed after it is forgotten.
-//   - A pin that is new, or on an interface whose packets were not seen until
-//     now, starts switched off: the programs then note every flow they meet.
-//     The flows that live already are added from conntrack's table, and only
-//     then is the pin switched on. So each flow is either known to be older
-//     than the pin, or meets it from its first packet on.
+//   - A unique address that is new, or on an interface whose packets were not
+//     seen until now, is marked so: the programs note every flow they meet on
+//     it and pin none. The flows that live already are added from conntrack's
+//     table, and only then is the mark taken off. So each flow is either known
+//     to be older than pinning, or is decided on from its first packet on. Flows
+//     on other addresses go on being pinned meanwhile.
 //
 // An interface that left the plan stays attached while mappings of it live, and
 // so do their pins, as retired ones. One bad interface does not keep the others
-// from being done: its pins stay switched off, and the error names it.
+// from being done: nothing is pinned there, and the error names it.
 func (d *Dataplane) Apply(plan policy.Plan) error {
 	unlock, err := lockDir(d.dir)
 	if err != nil {
@@ -95,7 +96,7 @@ func (d *Dataplane) keepUsed(now, want content) error {
 		want.ifaces[ifindex] = iface
 		for key := range now.uniques {
 			if key.Slot == iface.Slot {
-				want.uniques[key] = 1
+				want.uniques[key] = uniqueKnown
 			}
 		}
 		for key, vip := range now.vips {
@@ -133,9 +134,8 @@ type convergence struct {
 }
 
 func (c *convergence) run() error {
-	unseen, errs := c.unseen()
-	held := c.heldBack(unseen)
-	if err := c.fill(held); err != nil {
+	fresh, errs := c.markFresh()
+	if err := c.fill(); err != nil {
 		return fmt.Errorf("apply plan: %w", err)
 	}
 	ready := make(map[uint32]bool)
@@ -146,7 +146,7 @@ func (c *convergence) run() error {
 		}
 		ready[ifindex] = true
 	}
-	if err := c.release(held, unseen, ready); err != nil {
+	if err := c.release(fresh, ready); err != nil {
 		errs = append(errs, err)
 	}
 	errs = append(errs, c.clean())
@@ -163,50 +163,32 @@ func (c *convergence) name(ifindex uint32) string {
 	return fmt.Sprint(ifindex)
 }
 
-// unseen lists the interfaces some of whose masqueraded packets the programs
-// were not shown until now.
-func (c *convergence) unseen() (map[uint32]bool, []error) {
-	list := make(map[uint32]bool)
+// markFresh marks the unique addresses on which flows may live that the programs
+// were not shown, and returns them.
+func (c *convergence) markFresh() ([]slotAddr, []error) {
+	unseen := make(map[uint32]bool) // by slot
 	var errs []error
 	for ifindex, iface := range c.want.ifaces {
-		if iface.Slot == 0 {
-			continue
-		}
 		on, err := c.d.attached(int(ifindex))
 		if err != nil {
 			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(ifindex), err))
 		}
-		held, known := c.now.ifaces[ifindex]
-		list[ifindex] = !on || !known || held != iface
-		for key := range c.want.uniques {
-			if _, ok := c.now.uniques[key]; !ok && key.Slot == iface.Slot {
-				list[ifindex] = true
-			}
+		before, known := c.now.ifaces[ifindex]
+		unseen[iface.Slot] = !on || !known || before != iface
+	}
+	var fresh []slotAddr
+	for key := range c.want.uniques {
+		if unseen[key.Slot] || c.now.uniques[key] != uniqueKnown {
+			c.want.uniques[key] = uniqueNew
+			fresh = append(fresh, key)
 		}
 	}
-	return list, errs
-}
-
-// heldBack switches off the pins some of whose flows may not have been noted,
-// and returns them as they will be then. The mark pinHeld is for the case that
-// this process does not get that far.
-func (c *convergence) heldBack(unseen map[uint32]bool) map[uint32]pinValue {
-	held := make(map[uint32]pinValue)
-	for id, pin := range c.want.pins {
-		before, ok := c.now.pins[id]
-		fresh := !ok || before.Slot != pin.Slot || before.Flags&(pinRetired|pinHeld) != 0
-		if pin.Flags&pinRetired == 0 && pin.Ifindex != 0 && (fresh || unseen[pin.Ifindex]) {
-			held[id] = pin
-			pin.Flags = pin.Flags&^pinEnabled | pinHeld
-			c.want.pins[id] = pin
-		}
-	}
-	return held
+	return fresh, errs
 }
 
 // fill writes everything new or different, with the interfaces last. Pins that
 // are to go make no mappings from here on.
-func (c *convergence) fill(held map[uint32]pinValue) error {
+func (c *convergence) fill() error {
 	maps := &c.d.maps
 	leaving := make(map[uint32]pinValue)
 	for id, pin := range c.now.pins {
@@ -232,43 +214,33 @@ func (c *convergence) fill(held map[uint32]pinValue) error {
 	return nil
 }
 
-// release notes the living flows of the interfaces that were unseen or have a
-// new pin, and switches the held pins on.
-func (c *convergence) release(held map[uint32]pinValue, unseen, ready map[uint32]bool) error {
+// release notes the living flows on the fresh addresses and takes their mark off.
+func (c *convergence) release(fresh []slotAddr, ready map[uint32]bool) error {
 	slots := make(map[uint32]bool)
-	for ifindex, is := range unseen {
-		if is && ready[ifindex] {
-			slots[c.want.ifaces[ifindex].Slot] = true
+	for ifindex, iface := range c.want.ifaces {
+		if ready[ifindex] {
+			slots[iface.Slot] = true
 		}
 	}
-	for _, pin := range held {
-		slots[pin.Slot] = true
-	}
-	if len(slots) == 0 {
+	fresh = slices.DeleteFunc(fresh, func(key slotAddr) bool { return !slots[key.Slot] })
+	if len(fresh) == 0 {
 		return nil
 	}
-	if err := c.noteLiving(slots, held); err != nil {
-		return fmt.Errorf("note living flows, the pins concerned stay switched off: %w", err)
+	if err := c.noteLiving(fresh); err != nil {
+		return fmt.Errorf("note living flows, none is pinned on the addresses concerned: %w", err)
 	}
-	for _, id := range slices.Sorted(maps.Keys(held)) {
-		pin := held[id]
-		if !ready[pin.Ifindex] {
-			continue
-		}
-		if err := c.d.maps.Pins.Put(id, pin); err != nil {
-			return fmt.Errorf("switch pin %d on: %w", id, err)
+	for _, key := range fresh {
+		if err := c.d.maps.Uniques.Put(key, uniqueKnown); err != nil {
+			return fmt.Errorf("write map uniques: %w", err)
 		}
 	}
 	return nil
 }
 
-// noteLiving puts the masqueraded flows in conntrack's table that leave by one
-// of the slots, and have no mapping, among the unpinned ones.
-func (c *convergence) noteLiving(slots map[uint32]bool, held map[uint32]pinValue) error {
-	bySelf := selfSlots(c.want.uniques, slots)
-	if len(bySelf) == 0 {
-		return nil
-	}
+// noteLiving puts the masqueraded flows in conntrack's table whose local end is
+// on one of the addresses, and that have no mapping, among the unpinned ones.
+func (c *convergence) noteLiving(fresh []slotAddr) error {
+	bySelf := selfSlots(slices.Values(fresh))
 	conn, err := conntrack.Dial()
 	if err != nil {
 		return err
@@ -277,7 +249,7 @@ func (c *convergence) noteLiving(slots map[uint32]bool, held map[uint32]pinValue
 	filter := conntrack.Filter{Status: conntrack.SrcNAT, StatusMask: conntrack.SrcNAT}
 	return conn.Dump(context.Background(), filter, func(flow *conntrack.Flow) error {
 		for _, slot := range bySelf[flow.Reply.Dst] {
-			if err := c.noteFlow(slot, flow, held); err != nil {
+			if err := c.noteFlow(slot, flow); err != nil {
 				return err
 			}
 		}
@@ -285,7 +257,7 @@ func (c *convergence) noteLiving(slots map[uint32]bool, held map[uint32]pinValue
 	})
 }
 
-func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow, held map[uint32]pinValue) error {
+func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow) error {
 	key, ok := replyKey(slot, flow.Reply)
 	if !ok {
 		return nil
@@ -304,27 +276,7 @@ func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow, held map[uint3
 	if errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("map unpinned is full: raise dataplane.max_flows: %w", err)
 	}
-	if errors.Is(err, ebpf.ErrKeyExist) {
-		return c.relabel(key, value, held)
-	}
-	if err != nil {
-		return fmt.Errorf("write map unpinned: %w", err)
-	}
-	return nil
-}
-
-// relabel corrects the note of a flow that sent a packet while its pin was held:
-// the programs took the pin for switched off.
-func (c *convergence) relabel(key flowKey, value leftAlone, held map[uint32]pinValue) error {
-	var note leftAlone
-	there, err := found(c.d.maps.Unpinned.Lookup(key, &note))
-	if err != nil {
-		return fmt.Errorf("read map unpinned: %w", err)
-	}
-	if _, is := held[note.Pin]; !there || !is || note.Reason != pinOff {
-		return nil
-	}
-	if err := ignoreNotExist(c.d.maps.Unpinned.Update(key, value, ebpf.UpdateExist)); err != nil {
+	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 		return fmt.Errorf("write map unpinned: %w", err)
 	}
 	return nil
@@ -342,13 +294,11 @@ func (c *convergence) pinOf(slot uint32, client netip.Addr) uint32 {
 }
 
 // selfSlots tells the slots in which an address is a flow's local end.
-func selfSlots[V any](of map[slotAddr]V, slots map[uint32]bool) map[netip.Addr][]uint32 {
+func selfSlots(of iter.Seq[slotAddr]) map[netip.Addr][]uint32 {
 	list := make(map[netip.Addr][]uint32)
 	for key := range of {
-		if slots == nil || slots[key.Slot] {
-			addr := wordsAddr(key.Addr.Word)
-			list[addr] = append(list[addr], key.Slot)
-		}
+		addr := wordsAddr(key.Addr.Word)
+		list[addr] = append(list[addr], key.Slot)
 	}
 	return list
 }

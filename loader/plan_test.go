@@ -4,7 +4,9 @@ package loader
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,26 +130,22 @@ func TestSameAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	step := convergence{d: d, now: now, want: want}
-	unseen, errs := step.unseen()
-	if held := step.heldBack(unseen); len(held) != 0 || errors.Join(errs...) != nil {
-		t.Errorf("held back %v (%v), want nothing", held, errs)
+	if fresh, errs := step.markFresh(); len(fresh) != 0 || errors.Join(errs...) != nil {
+		t.Errorf("marked %v (%v), want nothing", fresh, errs)
 	}
 	mustApply(t, d, plan)
 	if l, p := linkState(t, d, ifindex, ingressHook); l != link || p != program {
 		t.Errorf("link %d program %d became %d, %d", link, program, l, p)
 	}
 	// A process that dies before it has noted the living flows leaves a mark.
-	value, err := d.pin(1)
-	if err != nil {
+	key := slices.Collect(maps.Keys(now.uniques))[0]
+	if err := d.maps.Uniques.Put(key, uniqueNew); err != nil {
 		t.Fatal(err)
 	}
-	value.Flags = value.Flags&^pinEnabled | pinHeld
-	if err := d.maps.Pins.Put(uint32(1), value); err != nil {
-		t.Fatal(err)
-	}
-	step.now, _ = d.content()
-	if held := step.heldBack(map[uint32]bool{}); len(held) != 1 {
-		t.Errorf("held back %v, want pin 1 again", held)
+	mustApply(t, d, plan)
+	var state uniqueState
+	if err := d.maps.Uniques.Lookup(key, &state); err != nil || state != uniqueKnown {
+		t.Errorf("the mark left behind is %v (%v), want it gone", state, err)
 	}
 }
 

@@ -81,7 +81,7 @@ func (d *Dataplane) SetRole(pin uint32, role policy.Role, fixed bool) error {
 	if pin == 0 || pin >= maxPins {
 		return fmt.Errorf("there is no pin %d", pin)
 	}
-	value := bpf.DataplaneRole{Role: uint32(role)}
+	value := bpf.DataplaneRole{Role: uint32(role), SinceNs: uint64(preciseMonotonic())}
 	if fixed {
 		value.Fixed = 1
 	}
@@ -106,7 +106,8 @@ const leaseAdverts = 3
 // EffectiveRole is the role by which the programs judge new flows of a pin at
 // now (CLOCK_MONOTONIC): MASTER only if fixed, confirmed by a heartbeat younger
 // than the lease, or by an advert of our own that left lately; a MASTER that
-// nobody confirms counts as BACKUP. See judge_role in bpf/role.h.
+// nobody confirms counts as BACKUP. See judge_role in bpf/role.h, which knows one
+// exception more: the first moment of a takeover.
 func (d *Dataplane) EffectiveRole(pin uint32, now time.Duration) (policy.Role, error) {
 	value, err := d.pin(pin)
 	if err != nil {
