@@ -32,6 +32,10 @@ type PinStatus struct {
 	PacketsUnpinned       uint64            `json:"packets_unpinned"`
 	UnpinnedBy            map[string]uint64 `json:"unpinned_by"`
 	PacketsVIPWhileBackup uint64            `json:"packets_vip_while_backup"`
+	PacketsReturned       uint64            `json:"packets_returned"` // answers brought back to their flow
+	PacketsForeign        uint64            `json:"packets_foreign"`  // of others, from a mapping's public end
+	MappingsCreated       uint64            `json:"mappings_created"`
+	PortClashes           uint64            `json:"port_clashes"` // mappings whose port could not be kept
 }
 
 // FlowStatus is one line of "vippin flows -j". Packets and Bytes are null
@@ -80,6 +84,9 @@ type Status struct {
 	Pins     []PinStatus   `json:"pins"`
 	Peers    []PeerStatus  `json:"peers"`
 	Warnings []string      `json:"warnings"`
+	// Packets that no pin can answer for: of inside hosts that no pin takes
+	// (source), or without a conntrack entry (no_conntrack).
+	UnpinnedWithoutPin map[string]uint64 `json:"unpinned_without_pin"`
 }
 
 // VRRPStatus is one virtual router in "vippin vrrp".

@@ -18,14 +18,18 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 	if err != nil {
 		return policy.Status{}, err
 	}
+	withoutPin, err := d.plane.UnpinnedWithoutPin()
+	if err != nil {
+		return policy.Status{}, err
+	}
 	var status policy.Status
 	err = d.ask(ctx, func() {
 		now := d.env.monotonic()
 		status = policy.Status{
 			Node: d.state.config.Node, Version: version, Tier: d.plane.Tier(),
-			Uptime:   d.env.now().Sub(d.began).Seconds(),
-			Groups:   d.state.tracker.Groups(now, d.env.now()),
-			Pins:     pins,
+			Uptime: d.env.now().Sub(d.began).Seconds(),
+			Groups: d.state.tracker.Groups(now, d.env.now()),
+			Pins:   pins, UnpinnedWithoutPin: withoutPin,
 			Peers:    []policy.PeerStatus{},
 			Warnings: d.warnings(),
 		}

@@ -30,7 +30,7 @@ func samplePins() []policy.PinStatus {
 	}, {
 		PinState: policy.PinState{VLAN: policy.VLAN{Outer: 20}, Name: "voip", Interface: "eth0.20", VIPs: addrs("203.0.113.20"),
 			Group: "20/voip", EnabledBy: policy.EnabledByToggle, Role: policy.RoleBackup},
-		PacketsVIPWhileBackup: 3,
+		PacketsVIPWhileBackup: 3, PortClashes: 2, PacketsForeign: 1,
 	}, {
 		PinState: policy.PinState{VLAN: policy.VLAN{Outer: 100, Inner: 20}, Interface: "eth1.100.20", Group: "100.20", Enabled: true},
 	}}
@@ -52,7 +52,8 @@ func sampleStatus() policy.Status {
 			{Name: "router-b", State: "up", LagFlows: 1, FlowsSent: 100, FlowsReceived: 7, LastBulk: &bulk},
 			{Name: "router-c", State: "down"},
 		},
-		Warnings: []string{"interface eth1.100.20 is absent: pin 100.20 waits for it"},
+		UnpinnedWithoutPin: map[string]uint64{"source": 12},
+		Warnings:           []string{"interface eth1.100.20 is absent: pin 100.20 waits for it"},
 	}
 }
 

@@ -60,13 +60,20 @@ func showPins(o *output, pins []policy.PinStatus) error {
 		return err
 	}
 	for _, p := range pins {
-		if p.PacketsVIPWhileBackup == 0 {
-			continue
-		}
-		err := o.printf("pin %s: %d packets of living flows left with the VIP while this router was not MASTER\n",
-			p.Key(), p.PacketsVIPWhileBackup)
-		if err != nil {
-			return err
+		for _, note := range []struct {
+			count uint64
+			text  string
+		}{
+			{p.PacketsVIPWhileBackup, "packets of living flows left with the VIP while this router was not MASTER"},
+			{p.PacketsForeign, "packets of others left from the VIP and port of a living flow"},
+			{p.PortClashes, "flows got another port: theirs was taken on the VIP"},
+		} {
+			if note.count == 0 {
+				continue
+			}
+			if err := o.printf("pin %s: %d %s\n", p.Key(), note.count, note.text); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -18,6 +18,9 @@ func fillStatus(s policy.Status) policy.Status {
 	s.Pins = fillPins(s.Pins)
 	s.Peers = filled(s.Peers)
 	s.Warnings = filled(s.Warnings)
+	if s.UnpinnedWithoutPin == nil {
+		s.UnpinnedWithoutPin = map[string]uint64{}
+	}
 	return s
 }
 
@@ -56,6 +59,11 @@ func showStatus(o *output, s policy.Status, now time.Time) error {
 	}
 	if err := showPins(o, s.Pins); err != nil {
 		return err
+	}
+	if len(s.UnpinnedWithoutPin) > 0 {
+		if err := o.printf("\npackets that no pin answers for: %s\n", reasons(s.UnpinnedWithoutPin)); err != nil {
+			return err
+		}
 	}
 	return showPeers(o, s.Peers, now)
 }
