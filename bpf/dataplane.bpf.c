@@ -6,6 +6,7 @@
 #include <linux/pkt_cls.h>
 
 #include "account.h"
+#include "claims.h"
 #include "maps.h"
 #include "parse.h"
 #include "srcpin.h"
@@ -21,16 +22,22 @@ static __always_inline int handle(struct __sk_buff *skb, bool out)
 	__u32 ifindex = skb->ifindex;
 	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
 	struct packet pkt = {};
+	enum parse_result parsed;
 	struct verdict v;
 
-	if (!iface || parse_ip(skb, iface->has_l2, &pkt) != PARSED)
+	if (!iface)
 		return TC_ACT_UNSPEC;
-	if (maybe_vrrp(&pkt)) {
+	parsed = parse_ip(skb, iface->has_l2, &pkt);
+	if (parsed == PARSED && maybe_vrrp(&pkt)) {
 		observe_advert(skb, &pkt, iface, out);
 		return TC_ACT_UNSPEC;
 	}
 	/* A tagged frame is dealt with on its VLAN's own interface. */
 	if (!iface->slot || pkt.vlan_outer)
+		return TC_ACT_UNSPEC;
+	if (!out && iface->has_l2)
+		observe_claim(skb, &pkt, parsed, iface->slot);
+	if (parsed != PARSED)
 		return TC_ACT_UNSPEC;
 	v = out ? pin_egress(skb, &pkt, iface->slot) : pin_ingress(skb, &pkt, iface->slot);
 	if (v.counter < PIN_COUNTERS)

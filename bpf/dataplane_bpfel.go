@@ -56,6 +56,27 @@ type DataplaneAdvertScratch struct {
 	Payload [2048]uint8
 }
 
+type DataplaneClaim struct {
+	_       structs.HostLayout
+	TimeNs  uint64
+	Ifindex uint32
+	Vip     struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Mac  [6]uint8
+	Kind DataplaneClaimKind
+	Pad  [5]uint8
+}
+
+type DataplaneClaimKind uint8
+
+const (
+	DataplaneClaimKindCLAIM_OWNS    DataplaneClaimKind = 0
+	DataplaneClaimKindCLAIM_ANSWERS DataplaneClaimKind = 1
+	DataplaneClaimKindCLAIM_PROBE   DataplaneClaimKind = 2
+)
+
 type DataplaneFlowKey struct {
 	_     structs.HostLayout
 	Slot  uint32
@@ -246,7 +267,8 @@ type DataplaneVrrpCounter uint32
 const (
 	DataplaneVrrpCounterVRRP_INVALID   DataplaneVrrpCounter = 0
 	DataplaneVrrpCounterVRRP_RING_FULL DataplaneVrrpCounter = 8
-	DataplaneVrrpCounterVRRP_COUNTERS  DataplaneVrrpCounter = 9
+	DataplaneVrrpCounterVRRP_CLAIMS    DataplaneVrrpCounter = 9
+	DataplaneVrrpCounterVRRP_COUNTERS  DataplaneVrrpCounter = 10
 )
 
 // Names of all BPF objects in the ELF.
@@ -256,6 +278,7 @@ const (
 	DataplaneMapAdverts        = "adverts"
 	DataplaneMapByLocal        = "by_local"
 	DataplaneMapByPublic       = "by_public"
+	DataplaneMapClaims         = "claims"
 	DataplaneMapForeign        = "foreign"
 	DataplaneMapGroups         = "groups"
 	DataplaneMapHeartbeat      = "heartbeat"
@@ -329,6 +352,7 @@ type DataplaneMapSpecs struct {
 	Adverts      *ebpf.MapSpec `ebpf:"adverts"`
 	ByLocal      *ebpf.MapSpec `ebpf:"by_local"`
 	ByPublic     *ebpf.MapSpec `ebpf:"by_public"`
+	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Foreign      *ebpf.MapSpec `ebpf:"foreign"`
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
@@ -376,6 +400,7 @@ type DataplaneMaps struct {
 	Adverts      *ebpf.Map `ebpf:"adverts"`
 	ByLocal      *ebpf.Map `ebpf:"by_local"`
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
+	Claims       *ebpf.Map `ebpf:"claims"`
 	Foreign      *ebpf.Map `ebpf:"foreign"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
@@ -399,6 +424,7 @@ func (m *DataplaneMaps) Close() error {
 		m.Adverts,
 		m.ByLocal,
 		m.ByPublic,
+		m.Claims,
 		m.Foreign,
 		m.Groups,
 		m.Heartbeat,

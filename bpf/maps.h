@@ -164,6 +164,12 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } adverts SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} claims SEC(".maps");
+
 /* Room to work in, never read across packets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

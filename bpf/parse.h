@@ -45,6 +45,7 @@ struct packet {
 
 enum parse_result {
 	PARSED, /* an IP packet */
+	IS_ARP, /* l3_off says where */
 	NOT_IP, /* something else, or cut short: none of our business */
 };
 
@@ -173,7 +174,7 @@ static __always_inline enum parse_result parse_ip(struct __sk_buff *skb, bool ha
 		return parse_ipv4(skb, pkt);
 	if (proto == bpf_htons(ETH_P_IPV6))
 		return parse_ipv6(skb, pkt);
-	return NOT_IP;
+	return proto == bpf_htons(ETH_P_ARP) ? IS_ARP : NOT_IP;
 }
 
 static __always_inline bool is_echo_request(const struct packet *pkt)

@@ -193,6 +193,7 @@ enum advert_reason {
 enum vrrp_counter {
 	VRRP_INVALID, /* + enum advert_reason; [0] counts the valid ones */
 	VRRP_RING_FULL = ADVERT_REASONS, /* user space did not read fast enough */
+	VRRP_CLAIMS, /* ARP and neighbour advertisements of others for a VIP */
 	VRRP_COUNTERS,
 };
 
@@ -218,4 +219,21 @@ struct advert {
 struct advert_scratch {
 	struct advert head;
 	__u8 payload[ADVERT_MAX];
+};
+
+/* What somebody says of a VIP. */
+enum claim_kind {
+	CLAIM_OWNS, /* he has it, unasked */
+	CLAIM_ANSWERS, /* he has it: the answer to a question */
+	CLAIM_PROBE, /* he asks whether anybody has it (ARP probe, RFC 5227) */
+} __attribute__((packed));
+
+/* claims (ring buffer). */
+struct claim {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 ifindex;
+	struct addr vip;
+	__u8 mac[6]; /* as claimed: in the ARP or the option, not of the frame */
+	enum claim_kind kind;
+	__u8 pad[5];
 };
