@@ -6,13 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"os"
 	"time"
 	"unsafe"
-
-	"github.com/cilium/ebpf/ringbuf"
 
 	"vippin/bpf"
 	"vippin/policy"
@@ -26,29 +22,7 @@ const advertHeader = int(unsafe.Sizeof(bpf.DataplaneAdvert{}))
 // until ctx ends; then it returns nil. There is one ring buffer: of several
 // readers, each would miss what the others take.
 func (d *Dataplane) Adverts(ctx context.Context, handle func(policy.AdvertSeen) error) error {
-	reader, err := ringbuf.NewReader(d.maps.Adverts)
-	if err != nil {
-		return fmt.Errorf("read adverts: %w", err)
-	}
-	defer func() { _ = reader.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = reader.Close() })
-	defer stop()
-	var record ringbuf.Record
-	for {
-		if err := reader.ReadInto(&record); err != nil {
-			if ctx.Err() != nil && errors.Is(err, os.ErrClosed) {
-				return nil
-			}
-			return fmt.Errorf("read adverts: %w", err)
-		}
-		advert, err := decodeAdvert(record.RawSample)
-		if err != nil {
-			return fmt.Errorf("read adverts: %w", err)
-		}
-		if err := handle(advert); err != nil {
-			return err
-		}
-	}
+	return readRing(ctx, d.maps.Adverts, "adverts", decodeAdvert, handle)
 }
 
 // decodeAdvert reads one record: struct advert and the octets it announces, of

@@ -68,16 +68,6 @@ func (d *Dataplane) PinCounters() (map[uint32]PinCounters, error) {
 	return all, nil
 }
 
-// UnpinnedWithoutPin counts the packets that no pin can answer for, by reason.
-func (d *Dataplane) UnpinnedWithoutPin() (map[string]uint64, error) {
-	counters, err := d.countersOf(0)
-	if err != nil {
-		return nil, err
-	}
-	maps.DeleteFunc(counters.Unpinned, func(_ string, packets uint64) bool { return packets == 0 })
-	return counters.Unpinned, nil
-}
-
 func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
 	var packets [pinCounters]uint64
 	for i := range packets {
@@ -114,14 +104,18 @@ func sumOfCPUs(m *ebpf.Map, index uint32) (sum uint64, err error) {
 }
 
 // VRRPCounters counts the VRRP packets seen, in and out, by what was wrong with
-// them (policy.AdvertReason; "valid" for nothing), and as "ring_full" those
-// that user space did not read in time.
+// them (policy.AdvertReason; "valid" for nothing); as "claims" what others said
+// of VIPs by ARP and neighbour advertisements; and as "ring_full" those of
+// either that user space did not read in time.
 func (d *Dataplane) VRRPCounters() (map[string]uint64, error) {
 	all := make(map[string]uint64)
 	for i := range vrrpCounters {
 		name := policy.AdvertReason(i).String()
-		if i == vrrpRingFull {
+		switch i {
+		case vrrpRingFull:
 			name = "ring_full"
+		case vrrpClaims:
+			name = "claims"
 		}
 		n, err := sumOfCPUs(d.maps.VrrpCounters, i)
 		if err != nil {
@@ -146,8 +140,7 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 		rows = append(rows, policy.PinStatus{
 			PinState: state, Flows: flows[id],
 			PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
-			PacketsVIPWhileBackup: counters.VIPWhileBackup, PacketsReturned: counters.Returned,
-			PacketsForeign: counters.Foreign, MappingsCreated: counters.Created, PortClashes: counters.Clash,
+			PacketsVIPWhileBackup: counters.VIPWhileBackup,
 		})
 		return err
 	})

@@ -5,6 +5,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -74,6 +75,7 @@ func observed(links []netlink.Link, addrs []netlink.Addr) policy.Observed {
 			VLAN:   resolveTags(tags, attrs.Index),
 			Up:     isUp(attrs.RawFlags),
 			HasL2:  hasL2(attrs.EncapType),
+			MAC:    macOf(attrs.HardwareAddr),
 			Addrs:  byLink[attrs.Index],
 		})
 	}
@@ -113,6 +115,15 @@ func isUp(flags uint32) bool {
 // hasL2 takes the hardware type in vishvananda's words. Packets on the
 // loopback device begin with an (all zero) Ethernet header, too.
 func hasL2(encap string) bool { return encap == "ether" || encap == "loopback" }
+
+// macOf leaves out addresses of another length, which tunnels and InfiniBand
+// have.
+func macOf(addr net.HardwareAddr) (mac policy.MAC) {
+	if len(addr) == len(mac) {
+		copy(mac[:], addr)
+	}
+	return mac
+}
 
 // tagging is what one device adds on the way to the wire.
 type tagging struct {

@@ -50,6 +50,7 @@ const (
 	pinCounters   = uint32(bpf.DataplanePinCounterPIN_COUNTERS)
 	vrrpCounters  = uint32(bpf.DataplaneVrrpCounterVRRP_COUNTERS)
 	vrrpRingFull  = uint32(bpf.DataplaneVrrpCounterVRRP_RING_FULL)
+	vrrpClaims    = uint32(bpf.DataplaneVrrpCounterVRRP_CLAIMS)
 	pinBornBefore = bpf.DataplanePinCounterPIN_BORN_BEFORE
 
 	maxPins   = 4096 // MAX_PINS and MAX_GROUPS in bpf/maps.h: numbers below are possible

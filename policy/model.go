@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 )
@@ -92,6 +93,7 @@ type Link struct {
 	VLAN   VLAN   // tags between this interface and the wire
 	Up     bool   // administratively up and with a carrier
 	HasL2  bool   // frames begin with an Ethernet header
+	MAC    MAC    // zero: it has none
 	Addrs  []Addr
 }
 
@@ -183,6 +185,40 @@ type AdvertSeen struct {
 	AH        bool  // the VRRP header followed an authentication header
 	Reason    AdvertReason
 	Payload   []byte // from the VRRP header on, as much as was captured
+}
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// ClaimKind is what somebody says of a VIP. The numbers are those of the BPF
+// enum claim_kind.
+type ClaimKind uint8
+
+// What can be said.
+const (
+	ClaimOwns    ClaimKind = iota // he has it, unasked: gratuitous ARP, or any ARP packet he sends from it
+	ClaimAnswers                  // he has it: the answer to a question
+	ClaimAsks                     // he asks whether anybody has it: an ARP probe (RFC 5227 section 2.1.1)
+)
+
+// ClaimSeen is an ARP packet, or a neighbour advertisement, of somebody else
+// about a VIP, as the dataplane saw it come in.
+type ClaimSeen struct {
+	Time    time.Duration // CLOCK_MONOTONIC
+	Ifindex int
+	VIP     netip.Addr
+	MAC     MAC // of whoever says so
+	Kind    ClaimKind
+}
+
+// Probe is a question to be sent: who has this VIP?
+type Probe struct {
+	Ifindex int
+	VIP     netip.Addr
+	MAC     MAC        // the interface's own
+	From    netip.Addr // IPv6: an address of the interface's own; IPv4 asks from nowhere
 }
 
 // Mapping is one pinned flow's NAT binding (RFC 4787 section 1.2).
