@@ -249,6 +249,7 @@ func pinRole(p *pin, group policy.Role, own ownAdverts) policy.Role {
 // that they stay the same for as long as the conflict does.
 func (t *Tracker) conflicts(now time.Duration, g *group, own ownAdverts) []string {
 	var texts []string
+	said := false // that there are two masters, by adverts
 	if t.lasts(now, g, &g.partialSince, g.anyHeld && t.lacksAny(g)) {
 		texts = append(texts, t.partialText(g))
 	}
@@ -259,15 +260,18 @@ func (t *Tracker) conflicts(now time.Duration, g *group, own ownAdverts) []strin
 		t.judge(now, vr)
 		g.wait(now, vr.next)
 		if vr.conflict != "" {
+			said = true
 			texts = append(texts, vr.conflict)
 		}
 		if text := t.manualOverlap(now, vr); text != "" {
+			said = true
 			texts = append(texts, text)
 		}
 	}
 	if g.allHeld && own == stopped && len(g.pins) > 0 {
 		texts = append(texts, fmt.Sprintf("%s here, but this router's adverts have stopped", t.whereText(g)))
 	}
+	texts = append(texts, t.claimConflicts(now, g, own, said)...)
 	notice, told := t.notice(g)
 	disagrees := told && len(g.pins) > 0 && (notice.role == policy.RoleMaster) != (g.role == policy.RoleMaster)
 	if t.lasts(now, g, &g.fifoSince, disagrees) {

@@ -56,7 +56,7 @@ func TestChangesAddUp(t *testing.T) {
 			for next := tracker.Next(); next != 0 && next <= s.now && random.IntN(4) > 0; next = tracker.Next() {
 				apply(tracker.Tick(s.now))
 			}
-			switch random.IntN(8) {
+			switch random.IntN(10) {
 			case 0:
 				toggle(vl2, vip2)
 			case 1:
@@ -68,6 +68,11 @@ func TestChangesAddUp(t *testing.T) {
 			case 6:
 				states := []string{"MASTER", "BACKUP", "FAULT", "STOP", "DELETED"}
 				apply(tracker.FIFO(s.now, "GROUP", "RouterCore", states[random.IntN(len(states))], 0))
+			case 8, 9:
+				apply(tracker.Claim(s.now, policy.ClaimSeen{
+					Time: s.now, Ifindex: vl2, VIP: addrs(vip2)[0], MAC: otherMAC, Kind: policy.ClaimKind(random.IntN(3)),
+				}))
+				tracker.Probes()
 			case 7:
 				s.links[vl20].Up = random.IntN(3) > 0
 				observe()

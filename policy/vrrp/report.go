@@ -51,7 +51,7 @@ func (t *Tracker) Routers(now time.Duration) []policy.VRRPStatus {
 			Interface: t.linkName(key.ifindex), VLAN: key.tags(t.links[key.ifindex]), VRID: key.vrid,
 			Family: key.family, Version: vr.version, Checksum: vr.checksum,
 			Role: t.roleIn(now, vr), VirtualMAC: vr.virtualMAC,
-			Routers: []policy.RouterStatus{}, Ignored: map[string]uint64{}, Conflict: vr.conflict,
+			Routers: []policy.RouterStatus{}, Ignored: map[string]uint64{}, Conflict: cmp.Or(vr.conflict, vr.claimed),
 		}
 		for _, r := range vr.all() {
 			s.Routers = append(s.Routers, policy.RouterStatus{
@@ -104,6 +104,7 @@ func (t *Tracker) evidence(now time.Duration, g *group) []string {
 	for _, vr := range g.routers {
 		lines = append(lines, t.advertEvidence(now, vr)...)
 	}
+	lines = append(lines, t.claimEvidence(now, g)...)
 	if n, told := t.notice(g); told {
 		lines = append(lines, fmt.Sprintf("keepalived said %s (%s, priority %d) %s ago", n.state, n.kind, n.priority, ago(now, n.at)))
 	}

@@ -48,6 +48,7 @@ type virtualRouter struct {
 	touched    time.Duration
 	both       bool // two masters, until one is silent
 	conflict   string
+	claimed    string // the conflict over its VIPs that claims show
 	next       time.Duration
 }
 
@@ -58,6 +59,7 @@ type router struct {
 	version  uint8
 	interval time.Duration
 	last     time.Duration
+	previous time.Duration // the one before the last
 	runStart time.Duration // since when it advertises without a pause
 	overlap  int           // adverts in a row between which another router sent
 	manual   int           // adverts heard while we held the VIPs and never sent
@@ -150,7 +152,7 @@ func (t *Tracker) Advert(now time.Duration, seen policy.AdvertSeen) []Change {
 	switch {
 	case vr.group == nil:
 		return t.judgeUnbound(now, vr)
-	case news:
+	case news || len(t.claims) > 0:
 		return t.decide(now, vr.group)
 	}
 	return nil
@@ -178,7 +180,8 @@ func (t *Tracker) note(at time.Duration, vr *virtualRouter, r *router, advert Ad
 		return other != r && other.last > r.last && !other.resigned
 	})
 	r.priority, r.version, r.interval = advert.Priority, advert.Version, advert.Interval
-	r.last, r.gone, r.resigned = at, false, advert.Priority == 0
+	r.previous, r.last = r.last, at
+	r.gone, r.resigned = false, advert.Priority == 0
 	switch {
 	case r.resigned:
 		r.overlap, r.manual = 0, 0
@@ -233,7 +236,7 @@ func (t *Tracker) bind(now time.Duration, vr *virtualRouter) {
 		old := vr.group
 		old.routers = slices.DeleteFunc(old.routers, func(other *virtualRouter) bool { return other == vr })
 	}
-	vr.group = g
+	vr.group, vr.claimed = g, ""
 	if g == nil {
 		return
 	}

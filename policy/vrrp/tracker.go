@@ -63,6 +63,8 @@ type Tracker struct {
 	order     []*group // by number
 	routers   map[routerKey]*virtualRouter
 	fifo      map[fifoKey]notice
+	claims    map[place]*claim        // of others, on VIPs that are here
+	macs      map[policy.MAC]struct{} // of this router's interfaces; nil: to be built
 	overflow  uint64
 	forgotAt  time.Duration
 }
@@ -135,6 +137,7 @@ func NewTracker(cfg Config) *Tracker {
 		groups:  map[uint32]*group{},
 		routers: map[routerKey]*virtualRouter{},
 		fifo:    map[fifoKey]notice{},
+		claims:  map[place]*claim{},
 	}
 }
 
@@ -173,6 +176,7 @@ func (t *Tracker) Update(now time.Duration, plan policy.Plan) []Change {
 		vr.group = nil
 		t.bind(now, vr)
 	}
+	t.forgetClaims()
 	t.index()
 	return t.decideAll(now)
 }
@@ -211,7 +215,7 @@ func (t *Tracker) Observe(now time.Duration, obs policy.Observed) []Change {
 		t.links[link.Index] = link
 	}
 	t.observed = true
-	t.local = nil
+	t.local, t.macs = nil, nil
 	t.index()
 	return t.decideAll(now)
 }
