@@ -114,6 +114,7 @@ func (d *daemon) loop(ctx context.Context) error {
 	defer settle.Stop()
 	settle.Stop()
 	for {
+		d.sendProbes()
 		d.armTick(tick)
 		select {
 		case <-ctx.Done():
@@ -125,6 +126,8 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.replan()
 		case advert := <-d.adverts:
 			d.advertsHeard(advert)
+		case claim := <-d.claims:
+			d.decided(d.state.tracker.Claim(d.env.monotonic(), claim))
 		case n := <-d.notices:
 			d.decided(d.state.tracker.FIFO(d.env.monotonic(), n.Kind, n.Name, n.State, n.Priority))
 		case what := <-d.asked:
@@ -165,6 +168,15 @@ func (d *daemon) advertsHeard(advert policy.AdvertSeen) {
 		}
 	}
 	d.decided(d.state.tracker.Advert(d.env.monotonic(), advert))
+}
+
+// sendProbes asks the network what the tracker wants to know.
+func (d *daemon) sendProbes() {
+	for _, probe := range d.state.tracker.Probes() {
+		if err := d.prober.Probe(probe); err != nil {
+			d.log.Warn("another router's claim cannot be verified", "error", err)
+		}
+	}
 }
 
 // linksChanged looks at the interfaces and decides on the roles. The plan

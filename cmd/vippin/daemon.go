@@ -48,9 +48,16 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 		listener.Close()
 		return err
 	}
+	d.prober, err = loader.NewProber()
+	if err != nil {
+		listener.Close()
+		return err
+	}
+	defer d.prober.Close()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return loader.Watch(ctx, d.links) })
-	tasks.Go(func() error { return plane.Adverts(ctx, d.heard(ctx)) })
+	tasks.Go(func() error { return plane.Adverts(ctx, handTo(ctx, d.adverts)) })
+	tasks.Go(func() error { return plane.Claims(ctx, handTo(ctx, d.claims)) })
 	tasks.Go(func() error { return plane.Collect(ctx, log) })
 	tasks.Go(func() error { return d.followFIFO(ctx) })
 	tasks.Go(func() error { return d.loop(ctx) })
@@ -80,9 +87,11 @@ type daemon struct {
 	hub    *eventHub
 	began  time.Time
 	store  toggleStore
+	prober *loader.Prober // the loop's
 
 	links   chan loader.LinkEvent
 	adverts chan policy.AdvertSeen
+	claims  chan policy.ClaimSeen
 	notices chan fifoNotice
 	asked   chan func() // run by the loop
 
@@ -96,18 +105,19 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		store:   toggleStore{dir: config.StateDir},
 		links:   make(chan loader.LinkEvent, 64),
 		adverts: make(chan policy.AdvertSeen, 1024),
+		claims:  make(chan policy.ClaimSeen, 64),
 		notices: make(chan fifoNotice, 64),
 		asked:   make(chan func()),
 		state:   newCoreState(config),
 	}
 }
 
-// heard hands adverts to the loop. It waits for room: the ring buffer behind it
-// counts what it cannot hold.
-func (d *daemon) heard(ctx context.Context) func(policy.AdvertSeen) error {
-	return func(advert policy.AdvertSeen) error {
+// handTo hands what a ring buffer holds to the loop. It waits for room: the
+// ring buffer counts what it cannot hold.
+func handTo[T any](ctx context.Context, loop chan<- T) func(T) error {
+	return func(what T) error {
 		select {
-		case d.adverts <- advert:
+		case loop <- what:
 		case <-ctx.Done():
 		}
 		return nil
