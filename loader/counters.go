@@ -68,6 +68,16 @@ func (d *Dataplane) PinCounters() (map[uint32]PinCounters, error) {
 	return all, nil
 }
 
+// UnpinnedWithoutPin counts the packets that no pin can answer for, by reason.
+func (d *Dataplane) UnpinnedWithoutPin() (map[string]uint64, error) {
+	counters, err := d.countersOf(0)
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(counters.Unpinned, func(_ string, packets uint64) bool { return packets == 0 })
+	return counters.Unpinned, nil
+}
+
 func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
 	var packets [pinCounters]uint64
 	for i := range packets {
@@ -140,7 +150,8 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 		rows = append(rows, policy.PinStatus{
 			PinState: state, Flows: flows[id],
 			PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
-			PacketsVIPWhileBackup: counters.VIPWhileBackup,
+			PacketsVIPWhileBackup: counters.VIPWhileBackup, PacketsReturned: counters.Returned,
+			PacketsForeign: counters.Foreign, MappingsCreated: counters.Created, PortClashes: counters.Clash,
 		})
 		return err
 	})
