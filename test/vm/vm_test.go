@@ -101,7 +101,7 @@ func TestRun(t *testing.T) {
 			ip link add d0 type dummy && ip link add link d0 name d0.2 type vlan id 2 && ls /sys/kernel/btf/8021q
 			stat -f -c %T /sys/fs/bpf
 			echo to standard error >&2
-			(sleep 60 &)
+			sleep 60 & until [ "$(cat /proc/$!/comm)" = sleep ]; do :; done # it may be loaded still when all ends
 			exit 7`}})
 		if err != nil {
 			t.Fatal(err)
