@@ -141,7 +141,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			beat.Reset(d.state.config.VRRP.Lease / heartbeatsPerLease)
 		case <-retry.C:
 			if d.state.retry {
-				d.apply(d.state.plan)
+				d.again()
 			}
 		case <-retire.C:
 			d.dropRetired()
@@ -181,7 +181,7 @@ func (d *daemon) sendProbes() {
 
 // linksChanged looks at the interfaces and decides on the roles. The plan
 // follows when the interfaces have settled.
-func (d *daemon) linksChanged() {
+func (d *daemon) linksChanged() (seen bool) {
 	for len(d.links) > 0 { // one look serves for all
 		<-d.links
 	}
@@ -189,7 +189,7 @@ func (d *daemon) linksChanged() {
 	if err != nil {
 		d.log.Error("look at the interfaces", "error", err)
 		d.state.retry = true
-		return
+		return false
 	}
 	now := d.env.monotonic()
 	d.state.observed = observed
@@ -197,6 +197,14 @@ func (d *daemon) linksChanged() {
 		d.state.changedAt = now
 	}
 	d.decided(d.state.tracker.Observe(now, observed))
+	return true
+}
+
+// again looks and applies once more, after either has failed.
+func (d *daemon) again() {
+	if d.linksChanged() {
+		d.apply(d.makePlan())
+	}
 }
 
 // untilSettled is how long to wait for another change before the plan is made.
@@ -204,10 +212,15 @@ func (d *daemon) untilSettled() time.Duration {
 	return max(0, min(settled, d.state.changedAt+settledBy-d.env.monotonic()))
 }
 
+// makePlan plans for the interfaces as they were seen last.
+func (d *daemon) makePlan() policy.Plan {
+	d.state.changedAt = 0
+	return policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, d.state.plan)
+}
+
 // replan makes the plan anew and applies it when it differs.
 func (d *daemon) replan() {
-	d.state.changedAt = 0
-	plan := policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, d.state.plan)
+	plan := d.makePlan()
 	if reflect.DeepEqual(plan, d.state.plan) {
 		return
 	}
