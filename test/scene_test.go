@@ -12,21 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"vippin/policy"
 	"vippin/test/lab"
 	"vippin/test/traffic"
 )
 
-func TestMain(m *testing.M) {
-	code := lab.Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, "goroutines left over:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 const (
 	serverPort = 7000

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"vippin/test/traffic"
 )
 
@@ -27,12 +25,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	code := Main(m)
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, "goroutines left over:", err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(Main(m))
 }
 
 const testPort = 7000

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netns"
+	"go.uber.org/goleak"
 )
 
 // open are the labs of this process that are not closed.
@@ -49,8 +50,8 @@ func CloseAll() error {
 }
 
 // Main is for TestMain: os.Exit(lab.Main(m)). It removes what dead processes
-// left, runs the tests, and closes every lab at the end and on SIGINT or
-// SIGTERM (then it exits with status 130 from within).
+// left, runs the tests, closes every lab and looks for goroutines left over. On
+// SIGINT or SIGTERM it closes the labs and exits with status 130 from within.
 func Main(m interface{ Run() int }) int {
 	if Root() == nil {
 		if err := Reap(); err != nil {
@@ -75,7 +76,7 @@ func Main(m interface{ Run() int }) int {
 	close(ended)
 	<-watched
 	stop()
-	if err := CloseAll(); err != nil {
+	if err := errors.Join(CloseAll(), goleak.Find()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return max(code, 1)
 	}
