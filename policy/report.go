@@ -120,6 +120,7 @@ type Event struct {
 	Group  string    `json:"group,omitempty"`
 	Pin    string    `json:"pin,omitempty"` // as the toggling commands name it
 	Role   *Role     `json:"role,omitempty"`
+	Over   bool      `json:"over,omitempty"` // of a conflict: this is its end
 	Detail string    `json:"detail"`
 }
 

@@ -124,11 +124,15 @@ func TestUnknownVLANChangesNothing(t *testing.T) {
 	}
 }
 
-// monitor tells of toggles and roles as they happen.
+// Monitor tells of toggles and roles as they happen.
 func TestMonitor(t *testing.T) {
 	s := setScene(t, "monitor", lab.Options{Hosts: 1, SingleRouter: true})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
+	// A dry run says it too, from the addresses alone.
+	if out := s.vippin(s.RA, "check", "-j"); !strings.Contains(out, `"role": "MASTER"`) {
+		t.Errorf("check: %s", out)
+	}
 	watch, err := s.StartCommand(s.RA, "monitor", "-j")
 	s.must(err)
 	s.must(lab.Await(s.ctx, "a toggle in monitor", func() (bool, error) {

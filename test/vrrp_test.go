@@ -15,7 +15,6 @@ import (
 
 const (
 	advertInterval = 100 * time.Millisecond // keepalived's in the lab
-	conflictOver   = "the conflict is over"
 	// soon bounds what should take 3 advert intervals on a machine that has
 	// nothing else to do.
 	soon = 20 * advertInterval
@@ -86,9 +85,9 @@ func isRole(role policy.Role) func(policy.Event) bool {
 	return func(e policy.Event) bool { return e.Kind == "role" && e.Role != nil && *e.Role == role }
 }
 
-func isConflict(e policy.Event) bool { return e.Kind == "conflict" && e.Detail != conflictOver }
+func isConflict(e policy.Event) bool { return e.Kind == "conflict" && !e.Over }
 
-func isConflictOver(e policy.Event) bool { return e.Kind == "conflict" && e.Detail == conflictOver }
+func isConflictOver(e policy.Event) bool { return e.Kind == "conflict" && e.Over }
 
 // conflicts are the conflicts that a router shows: of its first group in
 // "status", of the WAN's virtual routers in "vrrp".

@@ -293,12 +293,12 @@ func (d *daemon) tellChange(change vrrp.Change) {
 			Detail: "was " + change.Was.String()})
 	}
 	if change.ConflictChanged {
-		detail := change.Conflict
-		if detail == "" {
+		detail, over := change.Conflict, change.Conflict == ""
+		if over {
 			detail = "the conflict is over"
 		}
 		d.log.Warn("conflict", "about", change.Name, "text", detail)
-		d.hub.Publish(policy.Event{Kind: "conflict", Group: change.Name, Detail: detail})
+		d.hub.Publish(policy.Event{Kind: "conflict", Group: change.Name, Over: over, Detail: detail})
 	}
 }
 

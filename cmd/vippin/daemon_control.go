@@ -158,7 +158,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 		d.rollBack(now)
 		return policy.DryRun{}, fmt.Errorf("%w: %w", errRolledBack, err)
 	}
-	report := planReport(plan)
+	report := planReport(plan, s.tracker.Pins())
 	report.Warnings = append(report.Warnings, notYet(config)...)
 	report.Warnings = append(report.Warnings, restartFor(s.config, config)...)
 	d.publishPlan(s.plan, plan)
@@ -188,6 +188,9 @@ func notYet(config *policy.Config) []string {
 	}
 	if config.Fastpath.Enabled {
 		missing = append(missing, "fastpath.enabled: this version has no fast path yet, every packet takes the stack")
+	}
+	if listen := config.Metrics.Listen; listen.IsValid() && listen != policy.DefaultConfig("", "").Metrics.Listen {
+		missing = append(missing, "metrics.listen: this version serves no metrics yet")
 	}
 	return missing
 }

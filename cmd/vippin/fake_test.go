@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -260,12 +259,7 @@ func (d *fakeDataplane) SetRole(pin uint32, role policy.Role, fixed bool) error 
 }
 
 func (d *fakeDataplane) PinStates() ([]policy.PinState, error) {
-	rows := planReport(d.plan).Pins
-	kept := slices.DeleteFunc(slices.Clone(d.plan.Pins), func(p policy.PlanPin) bool { return p.Retired })
-	for i := range rows {
-		rows[i].Role = d.roles[kept[i].ID]
-	}
-	return rows, nil
+	return planReport(d.plan, d.roles).Pins, nil
 }
 
 func (d *fakeDataplane) PinStatus() (rows []policy.PinStatus, err error) {

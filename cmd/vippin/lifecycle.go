@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"vippin/loader"
 	"vippin/policy"
+	"vippin/policy/vrrp"
 )
 
 // dryRun is the plan of check. A broken configuration is a finding, not a
@@ -27,9 +29,19 @@ func (c *cli) dryRun() (policy.DryRun, error) {
 	if err != nil {
 		report.Warnings = append(report.Warnings, err.Error())
 	}
-	plan := planReport(policy.MakePlan(config, toggles, observed, policy.Plan{}))
-	plan.Warnings = append(report.Warnings, plan.Warnings...)
-	return plan, nil
+	plan := policy.MakePlan(config, toggles, observed, policy.Plan{})
+	planned := planReport(plan, c.rolesNow(plan, observed))
+	planned.Warnings = slices.Concat(report.Warnings, planned.Warnings, notYet(config))
+	return planned, nil
+}
+
+// rolesNow says what this router is by its addresses alone.
+func (c *cli) rolesNow(plan policy.Plan, observed policy.Observed) map[uint32]policy.Role {
+	tracker := vrrp.NewTracker(vrrp.Config{})
+	now := c.env.monotonic()
+	tracker.Update(now, plan)
+	tracker.Observe(now, observed)
+	return tracker.Pins()
 }
 
 // errorTexts lists what was joined or collected into one error.
@@ -46,7 +58,7 @@ func errorTexts(err error) []string {
 }
 
 // planReport puts a plan into the words of check and reload.
-func planReport(plan policy.Plan) policy.DryRun {
+func planReport(plan policy.Plan, roles map[uint32]policy.Role) policy.DryRun {
 	groups := make(map[uint32]string, len(plan.Groups))
 	for _, group := range plan.Groups {
 		groups[group.ID] = group.Name
@@ -58,7 +70,7 @@ func planReport(plan policy.Plan) policy.DryRun {
 		}
 		report.Pins = append(report.Pins, policy.PinState{
 			VLAN: pin.VLAN, Name: pin.Name, Interface: pin.Interface, VIPs: pin.VIPs, Group: groups[pin.Group],
-			Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: policy.RoleBackup,
+			Enabled: pin.Enabled, EnabledBy: pin.EnabledBy, Role: roles[pin.ID],
 		})
 	}
 	return report
@@ -95,8 +107,7 @@ func (c *cli) loadPinned(ctx context.Context, master bool) (report policy.DryRun
 	if _, err := d.Sweep(); err != nil {
 		return report, "", fmt.Errorf("remove the mappings of ended connections: %w", err)
 	}
-	report = planReport(plan)
-	// Apply may have found more to say, and knows the roles.
+	report = planReport(plan, nil)
 	if report.Pins, err = d.PinStates(); err != nil {
 		return report, "", err
 	}
