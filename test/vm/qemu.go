@@ -29,7 +29,7 @@ const kernelArgs = "console=ttyS0 loglevel=4 panic=-1 mitigations=off random.tru
 func qemuArgs(kernel Kernel, opts Options) []string {
 	cpus, mem := opts.CPUs, opts.MemMB
 	if cpus == 0 {
-		cpus = 2
+		cpus = 1
 	}
 	if mem == 0 {
 		mem = 1024

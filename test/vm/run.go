@@ -23,7 +23,7 @@ type Options struct {
 	Dir     string        // working directory, default: the checkout
 	Env     []string      // KEY=value, besides PATH, HOME and TERM
 	Timeout time.Duration // from power on to power off, default 5 minutes
-	CPUs    int           // default 2
+	CPUs    int           // default 1: with more, the emulator now and then runs code that a kernel is patching (int3)
 	MemMB   int           // default 1024
 	Output  io.Writer     // gets the output as it comes, besides Result.Output; may be nil
 }

@@ -21,7 +21,7 @@ import (
 func main() {
 	series := flag.String("kernel", vm.Series[0], fmt.Sprintf("series, one of %v", vm.Series))
 	timeout := flag.Duration("timeout", 5*time.Minute, "from power on to power off")
-	cpus := flag.Int("cpus", 2, "processors")
+	cpus := flag.Int("cpus", 1, "processors")
 	mem := flag.Int("mem", 1024, "memory in MiB")
 	console := flag.Bool("console", false, "show the kernel's console at the end")
 	flag.Usage = func() {
