@@ -69,14 +69,6 @@ enum nf_ct_ext_id {
 	NF_CT_EXT_NAT = 1,
 };
 
-struct bpf_ct_opts {
-	__s32 netns_id;
-	__s32 error;
-	__u8 l4proto;
-	__u8 dir;
-	__u8 reserved[2];
-};
-
 struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
 				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
 void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
@@ -153,27 +145,28 @@ static __always_inline bool read_conntrack(struct __sk_buff *skb, bool ipv6, str
  * end would belong to: a service of the router, the user's own SNAT to the VIP?
  * The kernel answers for TCP and UDP only.
  */
-static __always_inline bool conntrack_holds(struct __sk_buff *skb, bool ipv6, const struct flow_key *key)
+static __always_inline bool conntrack_holds(struct __sk_buff *skb, bool ipv6, const struct flow_key *key,
+					    struct conntrack_question *q)
 {
-	struct bpf_ct_opts opts = {.netns_id = CURRENT_NETNS, .l4proto = key->proto};
-	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock_tuple *tuple = &q->tuple;
 	struct nf_conn *found;
 
 	if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP)
 		return false;
+	q->opts = (struct bpf_ct_opts){.netns_id = CURRENT_NETNS, .l4proto = key->proto};
 	if (ipv6) {
-		__builtin_memcpy(tuple.ipv6.saddr, &key->remote, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, &key->self, 16);
-		tuple.ipv6.sport = key->remote_port;
-		tuple.ipv6.dport = key->self_port;
+		__builtin_memcpy(tuple->ipv6.saddr, &key->remote, 16);
+		__builtin_memcpy(tuple->ipv6.daddr, &key->self, 16);
+		tuple->ipv6.sport = key->remote_port;
+		tuple->ipv6.dport = key->self_port;
 	} else {
-		tuple.ipv4.saddr = key->remote.word[3];
-		tuple.ipv4.daddr = key->self.word[3];
-		tuple.ipv4.sport = key->remote_port;
-		tuple.ipv4.dport = key->self_port;
+		tuple->ipv4.saddr = key->remote.word[3];
+		tuple->ipv4.daddr = key->self.word[3];
+		tuple->ipv4.sport = key->remote_port;
+		tuple->ipv4.dport = key->self_port;
 	}
-	found = bpf_skb_ct_lookup(skb, &tuple, ipv6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), &opts,
-				  sizeof(opts));
+	found = bpf_skb_ct_lookup(skb, tuple, ipv6 ? sizeof(tuple->ipv6) : sizeof(tuple->ipv4), &q->opts,
+				  sizeof(q->opts));
 	if (!found)
 		return false;
 	bpf_ct_release(found);

@@ -56,6 +56,35 @@ type DataplaneAdvertScratch struct {
 	Payload [2048]uint8
 }
 
+type DataplaneBinding struct {
+	_        structs.HostLayout
+	Key      DataplaneFlowKey
+	_        [4]byte
+	Mine     DataplaneLocalEnd
+	Question struct {
+		_     structs.HostLayout
+		Tuple struct {
+			_    structs.HostLayout
+			Ipv4 struct {
+				_     structs.HostLayout
+				Saddr uint32
+				Daddr uint32
+				Sport uint16
+				Dport uint16
+			}
+			_ [24]byte
+		}
+		Opts struct {
+			_        structs.HostLayout
+			NetnsId  int32
+			Error    int32
+			L4proto  uint8
+			Dir      uint8
+			Reserved [2]uint8
+		}
+	}
+}
+
 type DataplaneClaim struct {
 	_       structs.HostLayout
 	TimeNs  uint64
@@ -276,6 +305,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	DataplaneMapAdverts        = "adverts"
+	DataplaneMapBench          = "bench"
 	DataplaneMapByLocal        = "by_local"
 	DataplaneMapByPublic       = "by_public"
 	DataplaneMapClaims         = "claims"
@@ -350,6 +380,7 @@ type DataplaneProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DataplaneMapSpecs struct {
 	Adverts      *ebpf.MapSpec `ebpf:"adverts"`
+	Bench        *ebpf.MapSpec `ebpf:"bench"`
 	ByLocal      *ebpf.MapSpec `ebpf:"by_local"`
 	ByPublic     *ebpf.MapSpec `ebpf:"by_public"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
@@ -398,6 +429,7 @@ func (o *DataplaneObjects) Close() error {
 // It can be passed to LoadDataplaneObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DataplaneMaps struct {
 	Adverts      *ebpf.Map `ebpf:"adverts"`
+	Bench        *ebpf.Map `ebpf:"bench"`
 	ByLocal      *ebpf.Map `ebpf:"by_local"`
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
 	Claims       *ebpf.Map `ebpf:"claims"`
@@ -422,6 +454,7 @@ type DataplaneMaps struct {
 func (m *DataplaneMaps) Close() error {
 	return _DataplaneClose(
 		m.Adverts,
+		m.Bench,
 		m.ByLocal,
 		m.ByPublic,
 		m.Claims,

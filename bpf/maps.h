@@ -170,10 +170,17 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } claims SEC(".maps");
 
-/* Room to work in, never read across packets. */
+/* Room to work in, never read across packets: the stack is short. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct advert_scratch);
 } scratch SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct binding);
+} bench SEC(".maps");

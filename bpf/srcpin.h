@@ -71,39 +71,46 @@ static __always_inline bool used_by_others(const struct flow_key *key)
 static __noinline int take_public_end(struct __sk_buff *skb, bool ipv6, const struct flow_key *local_key,
 				      struct public_end *end)
 {
-	struct flow_key key;
-	struct local_end mine = {};
+	__u32 zero = 0;
+	struct binding *b = bpf_map_lookup_elem(&bench, &zero);
 	struct public_end *winner;
+	struct local_end *mine;
+	struct flow_key *key;
 	long err;
 
-	key = *local_key;
-	key.self = end->addr;
-	mine.addr = local_key->self;
-	mine.port = local_key->self_port;
-	mine.pin = end->pin;
-	mine.born_ns = bpf_ktime_get_coarse_ns();
+	if (!b)
+		return PIN_ERROR; /* cannot be: it has one entry */
+	key = &b->key;
+	mine = &b->mine;
+	__builtin_memset(mine, 0, sizeof(*mine));
+	*key = *local_key;
+	key->self = end->addr;
+	mine->addr = local_key->self;
+	mine->port = local_key->self_port;
+	mine->pin = end->pin;
+	mine->born_ns = bpf_ktime_get_coarse_ns();
 	err = -EEXIST;
 	for (int i = 0; i < PORT_TRIES; i++) {
 		struct local_end *other;
 
 		if (i)
-			key.self_port = another_port(key.proto, key.self_port);
-		if (!bpf_map_lookup_elem(&by_public, &key) && !used_by_others(&key) &&
-		    !conntrack_holds(skb, ipv6, &key)) {
-			err = bpf_map_update_elem(&by_public, &key, &mine, BPF_NOEXIST);
+			key->self_port = another_port(key->proto, key->self_port);
+		if (!bpf_map_lookup_elem(&by_public, key) && !used_by_others(key) &&
+		    !conntrack_holds(skb, ipv6, key, &b->question)) {
+			err = bpf_map_update_elem(&by_public, key, mine, BPF_NOEXIST);
 			if (err != -EEXIST)
 				break;
 		}
 		/* Another CPU may just have made it for this very flow. */
-		other = bpf_map_lookup_elem(&by_public, &key);
-		if (other && other->port == mine.port && addr_equal(&other->addr, &mine.addr)) {
-			end->port = key.self_port;
+		other = bpf_map_lookup_elem(&by_public, key);
+		if (other && other->port == mine->port && addr_equal(&other->addr, &mine->addr)) {
+			end->port = key->self_port;
 			return PIN_CREATED;
 		}
 	}
 	if (err)
 		return err == -EEXIST ? PIN_NO_PORT : PIN_FULL;
-	end->port = key.self_port;
+	end->port = key->self_port;
 	err = bpf_map_update_elem(&by_local, local_key, end, BPF_NOEXIST);
 	if (!err) {
 		count_pin(end->pin, PIN_CREATED);
@@ -112,7 +119,7 @@ static __noinline int take_public_end(struct __sk_buff *skb, bool ipv6, const st
 		return PIN_CREATED;
 	}
 	/* Two CPUs took two ends for one flow: the first one counts. */
-	bpf_map_delete_elem(&by_public, &key);
+	bpf_map_delete_elem(&by_public, key);
 	winner = bpf_map_lookup_elem(&by_local, local_key);
 	if (!winner)
 		return PIN_FULL;

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d. */
@@ -219,6 +220,29 @@ struct advert {
 struct advert_scratch {
 	struct advert head;
 	__u8 payload[ADVERT_MAX];
+};
+
+/* bpf_skb_ct_lookup's arguments; struct bpf_ct_opts is the kernel's of Linux
+ * 6.1, which later ones take, too.
+ */
+struct bpf_ct_opts {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+
+struct conntrack_question {
+	struct bpf_sock_tuple tuple;
+	struct bpf_ct_opts opts;
+};
+
+/* A public end in the making. */
+struct binding {
+	struct flow_key key;
+	struct local_end mine;
+	struct conntrack_question question;
 };
 
 /* What somebody says of a VIP. */

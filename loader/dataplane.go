@@ -169,7 +169,9 @@ func (d *Dataplane) load(maxFlows uint32) error {
 }
 
 // pinned tells whether a map belongs to pinnedMaps.
-func pinned(name string) bool { return name != bpf.DataplaneMapScratch && name[0] != '.' }
+func pinned(name string) bool {
+	return name != bpf.DataplaneMapScratch && name != bpf.DataplaneMapBench && name[0] != '.'
+}
 
 // loadConntrackModules asks conntrack for something: only that makes the kernel
 // load nf_conntrack, whose functions the programs call (opening the socket loads
