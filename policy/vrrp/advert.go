@@ -171,7 +171,7 @@ func (a Advert) check(src, dst netip.Addr) error {
 		return fmt.Errorf("encode advert from %s: %d addresses are not 1 to %d", src, len(a.VIPs), maxAddresses)
 	}
 	for _, vip := range a.VIPs {
-		if !vip.IsValid() || vip.Is4() != is4 || vip.Is4In6() {
+		if !vip.IsValid() || vip.Is4() != is4 {
 			return fmt.Errorf("encode advert from %s: address %s is not of its family", src, vip)
 		}
 	}
