@@ -75,9 +75,7 @@ func (d *daemon) start() error {
 	if err := d.plane.Heartbeat(now); err != nil {
 		return err
 	}
-	if err := d.plane.Apply(plan); err != nil {
-		d.applyFailed(err)
-	}
+	d.apply(plan)
 	return nil
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"vippin/policy"
@@ -83,40 +84,29 @@ func (d *daemon) switchPins(action toggleAction, selectors []policy.Selector) ([
 	if len(unknown) > 0 {
 		return nil, &unknownPinsError{Unknown: unknown}
 	}
-	toggles := d.state.toggles
-	for _, pin := range chosen {
-		if action == toggleReset {
-			toggles = toggles.Without(pin.Key())
-		} else {
-			toggles = toggles.With(pin.Key(), action == toggleOn)
-		}
+	changes, toggles, err := toggledPins(action, chosen, d.state.toggles, configuredIn(d.state.config))
+	if err != nil {
+		return nil, err
 	}
-	plan := policy.MakePlan(d.state.config, toggles, d.state.observed, d.state.plan)
 	if err := d.store.Save(toggles); err != nil {
 		return nil, err
 	}
 	d.state.toggles = toggles
-	d.state.plan = plan
-	for _, pin := range plan.Pins {
-		if pin.Retired || !selected(chosen, pin) {
-			continue
-		}
-		if err := d.plane.SetEnabled(pin.ID, pin.Enabled, pin.EnabledBy); err != nil {
-			d.state.retry = true
-			return nil, fmt.Errorf("switch pin %s: %w", pin.Key(), err)
-		}
-		d.tellPin("pin", pin.Key(), fmt.Sprintf("%s (%s)", onOff(pin.Enabled), pin.EnabledBy))
+	// The switches alone: what else may have changed is for replan, which would
+	// not see it in a plan that has it already.
+	d.state.plan.Pins = slices.Clone(d.state.plan.Pins)
+	for _, change := range changes {
+		i := slices.IndexFunc(d.state.plan.Pins, func(pin policy.PlanPin) bool { return pin.ID == change.ID })
+		d.state.plan.Pins[i] = change
+	}
+	if err := setSwitches(d.plane, changes); err != nil {
+		d.state.retry = true
+		return nil, err
+	}
+	for _, change := range changes {
+		d.tellPin("pin", change.Key(), fmt.Sprintf("%s (%s)", onOff(change.Enabled), change.EnabledBy))
 	}
 	return chosen, nil
-}
-
-func selected(chosen []policy.PlanPin, pin policy.PlanPin) bool {
-	for _, c := range chosen {
-		if c.ID == pin.ID {
-			return true
-		}
-	}
-	return false
 }
 
 func onOff(on bool) string {
@@ -153,7 +143,6 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	}
 	now := d.env.monotonic()
 	d.decided(s.tracker.Update(now, plan))
-	d.decided(s.tracker.Observe(now, s.observed))
 	if err := d.plane.Apply(plan); err != nil {
 		d.rollBack(now)
 		return policy.DryRun{}, fmt.Errorf("%w: %w", errRolledBack, err)
@@ -165,9 +154,6 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	s.config, s.plan, s.failed, s.retry = config, plan, nil, false
 	d.log.Info("reloaded", "pins", len(config.Pins), "warnings", report.Warnings)
 	d.hub.Publish(policy.Event{Kind: "reload", Detail: fmt.Sprintf("%d pins in force", len(config.Pins))})
-	if pins, err := d.plane.PinStates(); err == nil {
-		report.Pins = pins
-	}
 	return report, nil
 }
 

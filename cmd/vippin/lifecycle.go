@@ -124,11 +124,7 @@ func (c *cli) applyConfig(d dataplane, config *policy.Config, observed policy.Ob
 		return policy.Plan{}, err
 	}
 	plan := policy.MakePlan(config, toggles, observed, previous)
-	tag := config.VRRP.Tag
-	err = d.SetSettings(loader.Settings{
-		Lease: config.VRRP.Lease, TagMark: tag.Mark.Value, TagMask: tag.Mark.Mask, TagPriority: tag.Priority,
-	})
-	if err != nil {
+	if err := d.SetSettings(settingsOf(config)); err != nil {
 		return plan, err
 	}
 	advertised := advertisedGroups(plan)

@@ -129,16 +129,22 @@ func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors
 	if err := store.Save(toggles); err != nil {
 		return nil, err
 	}
+	if err := setSwitches(d, changes); err != nil {
+		return nil, err
+	}
+	return statesOf(d, chosen)
+}
+
+// setSwitches puts what toggledPins decided into the dataplane; one that fails
+// does not keep the others from being set.
+func setSwitches(d dataplane, changes []policy.PlanPin) error {
 	var failed []error
 	for _, change := range changes {
 		if err := d.SetEnabled(change.ID, change.Enabled, change.EnabledBy); err != nil {
 			failed = append(failed, fmt.Errorf("switch pin %s: %w", change.Key(), err))
 		}
 	}
-	if err := errors.Join(failed...); err != nil {
-		return nil, err
-	}
-	return statesOf(d, chosen)
+	return errors.Join(failed...)
 }
 
 // statesOf returns what the chosen pins are now, without counting their flows:
