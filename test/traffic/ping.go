@@ -208,12 +208,30 @@ func (p *Pinger) Report(server *Server) Report {
 	return r
 }
 
-// Stop ends the pings and returns what became of them; see Report.
+// Stop ends the pings and returns what became of them; see Report. The server
+// reads its raw socket at its own pace, beside the kernel that answers: it gets
+// a few seconds to have read every request that was answered.
 func (p *Pinger) Stop(server *Server) Report {
-	r := p.Report(server)
 	p.cancel()
 	p.tasks.Wait()
-	return r
+	for deadline := time.Now().Add(serverLag); server != nil && time.Now().Before(deadline) && !p.readBy(server); {
+		time.Sleep(2 * time.Millisecond)
+	}
+	return p.Report(server)
+}
+
+// serverLag bounds how long a loaded machine may keep the server from reading.
+const serverLag = 5 * time.Second
+
+func (p *Pinger) readBy(server *Server) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.flows {
+		if server.Stream(f.report.ID).Packets < f.report.Answered {
+			return false
+		}
+	}
+	return true
 }
 
 // Await waits until every identifier has got count answers.
