@@ -8,12 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The tiers of attachment, as Tier returns them.
@@ -129,8 +131,8 @@ func (d *Dataplane) attachHook(ifindex int, h hook) error {
 	return pinAside(l, d.linkPath(ifindex, h))
 }
 
-// openLink opens the pinned link of a hook. nil: there is none, or its
-// interface is gone and it was removed.
+// openLink opens the pinned link of a hook. nil: there is none, or it is on
+// another device than the one that has this number now, and was removed.
 func (d *Dataplane) openLink(ifindex int, h hook) (link.Link, error) {
 	path := d.linkPath(ifindex, h)
 	l, err := link.LoadPinnedLink(path, nil)
@@ -140,19 +142,53 @@ func (d *Dataplane) openLink(ifindex int, h hook) (link.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open pinned link %s: %w", path, err)
 	}
-	info, err := l.Info()
+	here, err := isOn(l, ifindex, h)
 	if err != nil {
 		_ = l.Close()
 		return nil, fmt.Errorf("look at pinned link %s: %w", path, err)
 	}
-	if tcx := info.TCX(); tcx != nil && tcx.Ifindex == uint32(ifindex) {
+	if here {
 		return l, nil
 	}
-	_ = l.Close() // the kernel detached it when its interface went away
-	if err := os.Remove(path); err != nil {
+	defer func() { _ = l.Close() }()
+	if err := removeLink(l, path); err != nil {
 		return nil, fmt.Errorf("remove link of an interface that is gone: %w", err)
 	}
 	return nil, nil
+}
+
+// isOn tells whether a link is on the interface that has this index in the
+// network namespace of the calling thread. What the link itself says is not
+// enough: it stays on a device that is moved to another namespace, whose index
+// there may be the same, while a new device has got the index here.
+func isOn(l link.Link, ifindex int, h hook) (bool, error) {
+	info, err := l.Info()
+	if err != nil {
+		return false, err
+	}
+	there, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: h.attach})
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(there.Programs, func(program link.AttachedProgram) bool {
+		id, linked := program.LinkID()
+		return linked && id == info.ID
+	}), nil
+}
+
+// removeLink takes a program off its interface, wherever that is by now.
+// Somebody else may hold the link open: closing it would not be enough.
+func removeLink(l link.Link, path string) error {
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("unpin link: %w", err)
+	}
+	if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
+		return fmt.Errorf("detach link: %w", err)
+	}
+	return nil
 }
 
 // updateLink puts program in the place of the link's present one, in one step.
@@ -183,7 +219,20 @@ func programID(program *ebpf.Program) (ebpf.ProgramID, error) {
 	return id, nil
 }
 
-// attached tells whether both programs are on an interface.
+// Attached tells whether both programs are on an interface of the network
+// namespace of the calling thread. They go with the device: one that was made
+// anew under the same name and index, with the same addresses, looks no
+// different in a plan, and has no programs.
+func (d *Dataplane) Attached(ifindex int) (bool, error) {
+	unlock, err := lockDir(d.dir)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	return d.attached(ifindex)
+}
+
+// attached is Attached for whoever holds the lock.
 func (d *Dataplane) attached(ifindex int) (bool, error) {
 	for _, h := range hooks {
 		l, err := d.openLink(ifindex, h)
@@ -224,14 +273,7 @@ func (d *Dataplane) detachHook(ifindex int, h hook) error {
 		return d.detachFilter(ifindex, h)
 	}
 	defer func() { _ = l.Close() }()
-	if err := os.Remove(d.linkPath(ifindex, h)); err != nil {
-		return fmt.Errorf("unpin link: %w", err)
-	}
-	// Somebody else may hold the link open: do not wait for them.
-	if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
-		return fmt.Errorf("detach link: %w", err)
-	}
-	return nil
+	return removeLink(l, d.linkPath(ifindex, h))
 }
 
 // attachments lists the interfaces that have a pinned link, filters of ours or

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -90,7 +89,12 @@ func (d *Dataplane) keepUsed(now, want content) error {
 		taken[iface.Slot] = true
 	}
 	for ifindex, iface := range now.ifaces {
-		if _, ok := want.ifaces[ifindex]; ok || !slots[iface.Slot] || taken[iface.Slot] || !exists(ifindex) {
+		if _, ok := want.ifaces[ifindex]; ok || !slots[iface.Slot] || taken[iface.Slot] {
+			continue
+		}
+		// Only where the programs still are: the interface may have been
+		// deleted, and its number be another's.
+		if on, err := d.attached(int(ifindex)); err != nil || !on {
 			continue
 		}
 		want.ifaces[ifindex] = iface
@@ -325,10 +329,4 @@ func (c *convergence) clean() error {
 		c.d.clearPins(c.now.pins, c.want.pins),
 		c.d.clearGroups(c.now.groups, c.want.groups))
 	return errors.Join(errs...)
-}
-
-// exists tells whether there is an interface of this index.
-func exists(ifindex uint32) bool {
-	_, err := net.InterfaceByIndex(int(ifindex))
-	return err == nil
 }
