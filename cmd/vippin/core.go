@@ -5,9 +5,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	"vippin/loader"
@@ -18,14 +17,7 @@ import (
 const (
 	heartbeatsPerLease = 8               // signs of life in one vrrp.lease
 	retireEvery        = 5 * time.Second // how often pins that left the configuration are looked at
-	applyAgain         = 2 * time.Second // after a plan that could not be applied
 	busyAt             = 16              // adverts handled before anything else gets its turn
-
-	// A takeover moves one address after the other. Applying a plan takes
-	// longer than all of them together: it waits for a pause, so that the role
-	// does not wait for it.
-	settled   = 20 * time.Millisecond
-	settledBy = 200 * time.Millisecond // without a pause
 )
 
 // coreState is what the loop owns.
@@ -39,7 +31,7 @@ type coreState struct {
 	retry    bool     // the plan has to be applied again
 	trouble  []string // what went wrong at the start and is worth a warning
 
-	changedAt time.Duration // when interfaces began to differ from what the plan was made for; 0: they do not
+	follow following
 }
 
 func newCoreState(config *policy.Config) coreState {
@@ -104,7 +96,7 @@ func (d *daemon) loop(ctx context.Context) error {
 	defer beat.Stop()
 	retire := time.NewTicker(retireEvery)
 	defer retire.Stop()
-	retry := time.NewTicker(applyAgain)
+	retry := time.NewTimer(0)
 	defer retry.Stop()
 	tick := time.NewTimer(0)
 	defer tick.Stop()
@@ -114,12 +106,13 @@ func (d *daemon) loop(ctx context.Context) error {
 	for {
 		d.sendProbes()
 		d.armTick(tick)
+		d.armRetry(retry)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-d.links:
-			d.linksChanged()
-			settle.Reset(d.untilSettled())
+		case event := <-d.links:
+			d.linksChanged(event)
+			d.armSettle(settle)
 		case <-settle.C:
 			d.replan()
 		case advert := <-d.adverts:
@@ -138,11 +131,10 @@ func (d *daemon) loop(ctx context.Context) error {
 			}
 			beat.Reset(d.state.config.VRRP.Lease / heartbeatsPerLease)
 		case <-retry.C:
-			if d.state.retry {
-				d.again()
-			}
+			d.again()
 		case <-retire.C:
 			d.dropRetired()
+			d.lookForPrograms()
 		}
 	}
 }
@@ -177,56 +169,6 @@ func (d *daemon) sendProbes() {
 	}
 }
 
-// linksChanged looks at the interfaces and decides on the roles. The plan
-// follows when the interfaces have settled.
-func (d *daemon) linksChanged() (seen bool) {
-	for len(d.links) > 0 { // one look serves for all
-		<-d.links
-	}
-	observed, err := d.env.observe()
-	if err != nil {
-		d.log.Error("look at the interfaces", "error", err)
-		d.state.retry = true
-		return false
-	}
-	now := d.env.monotonic()
-	d.state.observed = observed
-	if d.state.changedAt == 0 {
-		d.state.changedAt = now
-	}
-	d.decided(d.state.tracker.Observe(now, observed))
-	return true
-}
-
-// again looks and applies once more, after either has failed.
-func (d *daemon) again() {
-	if d.linksChanged() {
-		d.apply(d.makePlan())
-	}
-}
-
-// untilSettled is how long to wait for another change before the plan is made.
-func (d *daemon) untilSettled() time.Duration {
-	return max(0, min(settled, d.state.changedAt+settledBy-d.env.monotonic()))
-}
-
-// makePlan plans for the interfaces as they were seen last.
-func (d *daemon) makePlan() policy.Plan {
-	d.state.changedAt = 0
-	return policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, d.state.plan)
-}
-
-// replan makes the plan anew and applies it when it differs.
-func (d *daemon) replan() {
-	plan := d.makePlan()
-	if reflect.DeepEqual(plan, d.state.plan) {
-		return
-	}
-	d.publishPlan(d.state.plan, plan)
-	d.decided(d.state.tracker.Update(d.env.monotonic(), plan))
-	d.apply(plan)
-}
-
 func (d *daemon) apply(plan policy.Plan) {
 	d.state.plan = plan
 	err := d.plane.Apply(plan)
@@ -238,30 +180,17 @@ func (d *daemon) apply(plan policy.Plan) {
 }
 
 func (d *daemon) applyFailed(err error) {
+	if errors.Is(err, syscall.ENODEV) && !d.state.retry {
+		// Deleted since we looked, most likely: its event is on the way.
+		d.log.Debug("an interface of the plan is gone", "error", err)
+		d.state.retry = true
+		return
+	}
 	if d.state.failed == nil || d.state.failed.Error() != err.Error() {
 		d.log.Error("not everything of the plan is in the kernel, trying again", "error", err)
 		d.hub.Publish(policy.Event{Kind: "warning", Detail: err.Error()})
 	}
 	d.state.failed, d.state.retry = err, true
-}
-
-// publishPlan tells the watchers which pins found or lost their interface.
-func (d *daemon) publishPlan(before, after policy.Plan) {
-	had := map[policy.PinKey]int{}
-	for _, pin := range before.Pins {
-		had[pin.Key()] = pin.Ifindex
-	}
-	for _, pin := range after.Pins {
-		ifindex, known := had[pin.Key()]
-		switch {
-		case pin.Retired, known && ifindex == pin.Ifindex:
-			continue
-		case pin.Ifindex == 0:
-			d.tellPin("link", pin.Key(), fmt.Sprintf("interface %s is gone", pin.Interface))
-		default:
-			d.tellPin("link", pin.Key(), fmt.Sprintf("is on interface %s (%d)", pin.Interface, pin.Ifindex))
-		}
-	}
 }
 
 func (d *daemon) tellPin(kind string, key policy.PinKey, detail string) {

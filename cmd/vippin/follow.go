@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"vippin/loader"
+	"vippin/policy"
+)
+
+// How the daemon follows the interfaces. Roles are decided at every look. The
+// plan is made
+//   - at once when an interface of it came, went, was made anew, or got its first
+//     address: a flow that begins before that keeps the router's own address for
+//     life, and hosts that were cut off begin many at once;
+//   - after a pause in all other cases: a takeover moves one address after the
+//     other, and applying a plan takes longer than all of them together, so that
+//     the role would wait for it.
+const (
+	settled   = 20 * time.Millisecond // the pause
+	settledBy = 60 * time.Millisecond // without a pause, since the first change
+
+	applySoon  = 10 * time.Millisecond // after a look or a plan that failed, twice as long every time
+	applyAgain = 2 * time.Second       // at most
+)
+
+// following is what the loop knows of changes that no plan was made for.
+type following struct {
+	since time.Duration // CLOCK_MONOTONIC of the first one, 0: there is none
+	links map[int]bool  // the interfaces that changed, not only their addresses
+	any   bool          // events were lost: any may have
+	blind bool          // the last look failed
+
+	retryAt    time.Duration // when to try again, 0: not decided
+	retryPause time.Duration // before that
+}
+
+// add notes what an event is about.
+func (f *following) add(event loader.LinkEvent, now time.Duration) {
+	if f.since == 0 {
+		f.since = min(event.Time, now)
+	}
+	switch event.Kind {
+	case loader.LinkChanged:
+		if f.links == nil {
+			f.links = map[int]bool{}
+		}
+		f.links[event.Ifindex] = true
+	case loader.Resync:
+		f.any = true
+	}
+}
+
+// done forgets the changes: a plan was made for them.
+func (f *following) done() { f.since, f.links, f.any = 0, nil, false }
+
+// changed tells whether an interface itself may have changed.
+func (f *following) changed(ifindex int) bool { return f.any || f.links[ifindex] }
+
+// untilSettled is how long to wait for another change before the plan is made.
+// There is none to make when nothing has changed.
+func (f *following) untilSettled(now time.Duration) (wait time.Duration, due bool) {
+	return max(0, min(settled, f.since+settledBy-now)), f.since != 0
+}
+
+// linksChanged looks at the interfaces and decides on the roles. Most plans
+// follow when the interfaces have settled.
+func (d *daemon) linksChanged(event loader.LinkEvent) {
+	now := d.env.monotonic()
+	d.state.follow.add(event, now)
+	for len(d.links) > 0 { // one look serves for all
+		d.state.follow.add(<-d.links, now)
+	}
+	if d.look() && d.isUrgent() {
+		d.replan()
+	}
+}
+
+// look observes the interfaces and decides on the roles.
+func (d *daemon) look() (seen bool) {
+	observed, err := d.env.observe()
+	if err != nil {
+		if !d.state.follow.blind {
+			d.log.Warn("cannot look at the interfaces, trying again", "error", err)
+		}
+		d.state.follow.blind = true
+		return false
+	}
+	d.state.follow.blind = false
+	d.state.observed = observed
+	d.decided(d.state.tracker.Observe(d.env.monotonic(), observed))
+	return true
+}
+
+// isUrgent tells whether the plan is not to wait for a pause.
+func (d *daemon) isUrgent() bool {
+	return isUrgent(d.state.plan, d.nextPlan()) || d.lacksPrograms(d.state.follow.changed)
+}
+
+// isUrgent tells whether an interface of the plan came or went, was renamed, or
+// got its first address.
+func isUrgent(now, next policy.Plan) bool {
+	had := map[int]policy.PlanInterface{}
+	for _, face := range now.Interfaces {
+		had[face.Index] = face
+	}
+	if len(now.Interfaces) != len(next.Interfaces) {
+		return true
+	}
+	for _, face := range next.Interfaces {
+		before, there := had[face.Index]
+		if !there || before.Name != face.Name || before.Slot != face.Slot {
+			return true
+		}
+		for _, v6 := range []bool{false, true} {
+			if !hasUnique(before, v6) && hasUnique(face, v6) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// hasUnique tells whether masquerade has an address to choose. Link-local ones
+// come by themselves, and nothing that is forwarded gets one.
+func hasUnique(face policy.PlanInterface, v6 bool) bool {
+	return slices.ContainsFunc(face.Uniques, func(addr netip.Addr) bool {
+		return addr.Is6() == v6 && !addr.IsLinkLocalUnicast()
+	})
+}
+
+// lacksPrograms tells whether the programs are not on one of some interfaces of
+// the plan: it was made anew, with the same name, number and addresses.
+func (d *daemon) lacksPrograms(some func(ifindex int) bool) bool {
+	return slices.ContainsFunc(d.state.plan.Interfaces, func(face policy.PlanInterface) bool {
+		if !some(face.Index) {
+			return false
+		}
+		on, err := d.plane.Attached(face.Index)
+		return err != nil || !on
+	})
+}
+
+// lookForPrograms notices that somebody has taken the programs off an interface
+// (whoever replaces its queue discipline takes clsact filters with it): no event
+// tells of that.
+func (d *daemon) lookForPrograms() {
+	every := func(int) bool { return true }
+	if d.state.retry || !d.lacksPrograms(every) {
+		return
+	}
+	d.log.Warn("programs were taken off an interface, they are put on again; look for what changes its queue disciplines or BPF programs")
+	d.follow(d.nextPlan())
+}
+
+// again looks and applies once more, after either has failed.
+func (d *daemon) again() {
+	d.state.follow.retryAt = 0
+	if d.look() {
+		d.follow(d.nextPlan())
+	}
+}
+
+// armRetry sets the timer to the next attempt while something has failed: soon
+// at first, since what failed in the midst of a change works a moment later.
+func (d *daemon) armRetry(timer *time.Timer) {
+	f := &d.state.follow
+	if !d.state.retry && !f.blind {
+		f.retryAt, f.retryPause = 0, 0
+		timer.Stop()
+		return
+	}
+	if f.retryAt == 0 {
+		f.retryPause = min(applyAgain, max(applySoon, 2*f.retryPause))
+		f.retryAt = d.env.monotonic() + f.retryPause
+	}
+	timer.Reset(max(0, f.retryAt-d.env.monotonic()))
+}
+
+// armSettle sets the timer to when the interfaces have settled.
+func (d *daemon) armSettle(timer *time.Timer) {
+	wait, due := d.state.follow.untilSettled(d.env.monotonic())
+	if !due {
+		timer.Stop()
+		return
+	}
+	timer.Reset(wait)
+}
+
+// nextPlan plans for the interfaces as they were seen last.
+func (d *daemon) nextPlan() policy.Plan {
+	return policy.MakePlan(d.state.config, d.state.toggles, d.state.observed, d.state.plan)
+}
+
+// replan makes the plan anew and puts it into force when it differs, or when
+// the kernel has lost what it says.
+func (d *daemon) replan() {
+	plan := d.nextPlan()
+	if reflect.DeepEqual(plan, d.state.plan) && !d.lacksPrograms(d.state.follow.changed) {
+		d.state.follow.done()
+		return
+	}
+	d.follow(plan)
+}
+
+// follow puts a plan into force that the interfaces made necessary.
+func (d *daemon) follow(plan policy.Plan) {
+	since := d.state.follow.since
+	d.publishPlan(d.state.plan, plan)
+	d.decided(d.state.tracker.Update(d.env.monotonic(), plan))
+	d.apply(plan)
+	d.state.follow.done()
+	if since != 0 && !d.state.retry {
+		d.log.Debug("followed the interfaces", "after", d.env.monotonic()-since)
+	}
+}
+
+// publishPlan tells the watchers which pins found or lost their interface.
+func (d *daemon) publishPlan(before, after policy.Plan) {
+	had := map[policy.PinKey]policy.PlanPin{}
+	for _, pin := range before.Pins {
+		had[pin.Key()] = pin
+	}
+	for _, pin := range after.Pins {
+		was, known := had[pin.Key()]
+		switch {
+		case pin.Retired, known && was.Ifindex == pin.Ifindex && was.Interface == pin.Interface:
+			continue
+		case pin.Ifindex == 0:
+			d.tellPin("link", pin.Key(), fmt.Sprintf("interface %s is gone", pin.Interface))
+		default:
+			d.tellPin("link", pin.Key(), fmt.Sprintf("is on interface %s (%d)", pin.Interface, pin.Ifindex))
+		}
+	}
+}
