@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bench measures how many packets a second this kernel takes through a
+// router, with vippin and without. Generator, router and sink are three network
+// namespaces without names, on one core that clocks itself: all of it vanishes
+// with the thread that made it. Nothing of the machine's own network is touched.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vippin/policy"
+)
+
+// Options says what is measured: everything with everything. What is zero
+// takes its default.
+type Options struct {
+	Cases      []policy.BenchCase      // redirect, masquerade, vippin-tc, vippin-off
+	Directions []policy.BenchDirection // out, back
+	Flows      []int                   // 1, 10000; at most FlowsMax
+	Sizes      []int                   // octets of an Ethernet frame without its check sequence: 64
+	Families   []string                // ipv4, ipv6: ipv4
+	Rounds     int                     // 9; every case is measured once in each, in another order each time
+	Time       time.Duration           // of one measurement: 1 s
+	NoChecksum bool                    // leave out UDP's over IPv4, so that nobody verifies it
+	Progress   func(text string)       // is told what goes on, may be nil
+}
+
+// FlowsMax is how many flows there can be: conntrack's table must hold them.
+const FlowsMax = 200_000
+
+// Bounds of an Ethernet frame with a UDP datagram over IPv6.
+const (
+	sizeMin = 62
+	sizeMax = 1514
+)
+
+func (o Options) withDefaults() Options {
+	if len(o.Cases) == 0 {
+		o.Cases = []policy.BenchCase{policy.BenchRedirect, policy.BenchMasquerade, policy.BenchPinned, policy.BenchOff}
+	}
+	if len(o.Directions) == 0 {
+		o.Directions = []policy.BenchDirection{policy.BenchOut, policy.BenchBack}
+	}
+	if len(o.Flows) == 0 {
+		o.Flows = []int{1, 10_000}
+	}
+	if len(o.Sizes) == 0 {
+		o.Sizes = []int{64}
+	}
+	if len(o.Families) == 0 {
+		o.Families = []string{ipv4}
+	}
+	if o.Rounds == 0 {
+		o.Rounds = 9
+	}
+	if o.Time == 0 {
+		o.Time = time.Second
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	return o
+}
+
+func (o Options) check() error {
+	for _, c := range o.Cases {
+		if _, known := ways[c]; !known {
+			return fmt.Errorf("measure case %q: it is not known: choose from %v", c, policy.BenchCases())
+		}
+	}
+	for _, d := range o.Directions {
+		if d != policy.BenchOut && d != policy.BenchBack {
+			return fmt.Errorf("measure direction %q: choose %s or %s", d, policy.BenchOut, policy.BenchBack)
+		}
+	}
+	for _, n := range o.Flows {
+		if n < 1 || n > FlowsMax {
+			return fmt.Errorf("measure %d flows: choose from 1 to %d", n, FlowsMax)
+		}
+	}
+	for _, n := range o.Sizes {
+		if n < sizeMin || n > sizeMax {
+			return fmt.Errorf("measure frames of %d octets: choose from %d to %d", n, sizeMin, sizeMax)
+		}
+	}
+	for _, f := range o.Families {
+		if f != ipv4 && f != ipv6 {
+			return fmt.Errorf("measure family %q: choose %s or %s", f, ipv4, ipv6)
+		}
+	}
+	if o.Rounds < 1 || o.Time < time.Millisecond {
+		return fmt.Errorf("measure %d rounds of %v each: choose at least one of a millisecond", o.Rounds, o.Time)
+	}
+	return nil
+}
+
+// Run measures. It needs root. When ctx ends it stops within two measurements
+// and returns ctx's error. A router that did not do what its case says (flows
+// not pinned, packets lost) is an error, not a rate.
+func Run(ctx context.Context, opts Options) ([]policy.BenchRow, error) {
+	opts = opts.withDefaults()
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
+	var samples []policy.BenchSample
+	err := onOwnThread(func() (err error) {
+		samples, err = measureRounds(ctx, opts)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return nil, fmt.Errorf("read the kernel's version: %w", err)
+	}
+	return policy.BenchRows(samples, unix.ByteSliceToString(name.Release[:])), nil
+}
+
+// onOwnThread calls do on a thread that ends with it: pinned to the last of its
+// CPUs, undisturbed by signals, in a mount namespace of its own. What do mounts
+// there, and network namespaces without names, end with it however it ends.
+func onOwnThread(do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		if err := secludeThread(); err != nil {
+			done <- err
+			return
+		}
+		done <- do()
+	}()
+	return <-done
+}
+
+func secludeThread() error {
+	if unix.Geteuid() != 0 {
+		return errors.New("measure rates: making network namespaces and loading BPF programs needs root: run it with sudo")
+	}
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		return fmt.Errorf("ask for this thread's CPUs: %w", err)
+	}
+	last := 0
+	for cpu := range 64 * len(cpus) {
+		if cpus.IsSet(cpu) {
+			last = cpu
+		}
+	}
+	cpus.Zero()
+	cpus.Set(last)
+	if err := unix.SchedSetaffinity(0, &cpus); err != nil {
+		return fmt.Errorf("pin this thread to CPU %d: %w", last, err)
+	}
+	var all unix.Sigset_t // a signal would end a run of the generator early
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
+		return fmt.Errorf("block this thread's signals: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mounts private: %w", err)
+	}
+	return nil
+}
+
+// measureRounds builds a router anew for every case in every round: where the
+// kernel happens to put a router's memory is chance, and differs from round to
+// round like everything else that is chance.
+func measureRounds(ctx context.Context, opts Options) (samples []policy.BenchSample, err error) {
+	begun := time.Now()
+	for round := range opts.Rounds {
+		for _, family := range opts.Families {
+			for i := range opts.Cases {
+				name := opts.Cases[(i+round)%len(opts.Cases)]
+				got, err := measureCase(ctx, opts, name, family)
+				if err != nil {
+					return nil, fmt.Errorf("measure %s over %s: %w", name, family, err)
+				}
+				for j := range got {
+					got[j].Round = round
+				}
+				samples = append(samples, got...)
+			}
+		}
+		opts.Progress(fmt.Sprintf("round %d of %d, %d s", round+1, opts.Rounds, int(time.Since(begun).Seconds())))
+	}
+	return samples, nil
+}
+
+// measureCase measures everything on one router.
+func measureCase(ctx context.Context, opts Options, name policy.BenchCase, family string) (samples []policy.BenchSample, err error) {
+	b, err := newBed(ways[name], family, opts.NoChecksum)
+	if err != nil {
+		return nil, fmt.Errorf("build the router: %w", err)
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.establish(slices.Max(opts.Flows)); err != nil {
+		return nil, err
+	}
+	for _, size := range opts.Sizes {
+		for _, flows := range opts.Flows {
+			for _, direction := range opts.Directions {
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+				setting := policy.BenchSetting{Direction: direction, Flows: flows, Size: size, Family: family}
+				mpps, err := b.measure(setting, opts.Time)
+				if err != nil {
+					return nil, fmt.Errorf("%d flows, %s: %w", flows, direction, err)
+				}
+				samples = append(samples, policy.BenchSample{BenchSetting: setting, Case: name, Mpps: mpps})
+			}
+		}
+	}
+	return samples, nil
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"vippin/loader"
+	"vippin/policy"
+)
+
+// pinning is vippin on the router, as the product loads it.
+type pinning struct {
+	dataplane *loader.Dataplane
+	id        uint32 // of the one pin
+}
+
+// addPin loads vippin with one pin on the outside interface, as MASTER. Its
+// BPF file system is in the thread's own mount namespace.
+func (b *bed) addPin() error {
+	if b.way.pin == noPin {
+		return nil
+	}
+	// As the daemon sets it: conntrack's entries are larger for it.
+	if err := writeSysctl("net/netfilter/nf_conntrack_events", "1"); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("vpbench%d-", os.Getpid()))
+	if err != nil {
+		return fmt.Errorf("make a folder for the BPF file system: %w", err)
+	}
+	b.undo = append(b.undo, func() error { return os.RemoveAll(dir) })
+	bpffs := filepath.Join(dir, "bpf")
+	b.undo = append(b.undo, func() error { return unmount(bpffs) })
+	dataplane, err := loader.Load(loader.Options{BPFFS: bpffs})
+	if err != nil {
+		return err
+	}
+	b.undo = append(b.undo, dataplane.Close)
+	b.pin = &pinning{dataplane: dataplane}
+	return b.pin.apply(b.vip, b.way.pin == pinOn)
+}
+
+// unmount takes a BPF file system away and with it what was pinned there.
+func unmount(dir string) error {
+	err := unix.Unmount(dir, 0)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
+func (p *pinning) apply(vip netip.Addr, on bool) error {
+	cfg := policy.DefaultConfig("", "bench")
+	cfg.Pins = []policy.PinConfig{{Interface: wanName, VIPs: []netip.Addr{vip}, Enabled: true}}
+	seen, err := loader.Observe()
+	if err != nil {
+		return err
+	}
+	plan := policy.MakePlan(cfg, nil, seen, policy.Plan{})
+	if len(plan.Pins) != 1 || len(plan.Warnings) > 0 {
+		return fmt.Errorf("plan one pin: there are %d, with warnings %q", len(plan.Pins), plan.Warnings)
+	}
+	p.id = plan.Pins[0].ID
+	if err := p.dataplane.SetRole(p.id, policy.RoleMaster, true); err != nil {
+		return err
+	}
+	if err := p.dataplane.Apply(plan); err != nil {
+		return err
+	}
+	if on {
+		return nil
+	}
+	return p.dataplane.SetEnabled(p.id, false, policy.EnabledByToggle)
+}
+
+func (p *pinning) counters() (loader.PinCounters, error) {
+	all, err := p.dataplane.PinCounters()
+	return all[p.id], err
+}
+
+// proves compares the pin's counters with what the sink saw: every packet of a
+// pinned flow was pinned on its way out and returned on its way back, and none
+// with the pin off.
+func (p *pinning) proves(before, after loader.PinCounters, mode pinMode, back bool, packets uint64) error {
+	pinned, returned := after.Pinned-before.Pinned, after.Returned-before.Returned
+	unpinned := after.TotalUnpinned() - before.TotalUnpinned()
+	var want [3]uint64
+	switch {
+	case mode == pinOn && !back:
+		want[0] = packets
+	case mode == pinOn:
+		want[1] = packets
+	case !back:
+		want[2] = packets
+	}
+	if got := [3]uint64{pinned, returned, unpinned}; got != want {
+		return fmt.Errorf("of %d packets the pin counts %d pinned, %d returned, %d unpinned: that is not what was to be measured",
+			packets, pinned, returned, unpinned)
+	}
+	return nil
+}

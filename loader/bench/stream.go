@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"vippin/bpf"
+	"vippin/loader"
+	"vippin/policy"
+)
+
+// The shape of the flows. Ports differ, so that NAT keeps them and the answers
+// need not be told which they are.
+const (
+	hosts      = 250
+	firstPort  = 2000
+	ports      = 60_000
+	remotePort = 4242
+)
+
+// batch is how many frames are on their way at once, the kernel's default.
+const batch = 64
+
+// words is an address as the programs have it: big-endian in memory.
+func words(addr netip.Addr) (w [4]uint32) {
+	octets := addr.As16()
+	for i := range w {
+		w[i] = binary.NativeEndian.Uint32(octets[4*i:])
+	}
+	return w
+}
+
+// stride leads through all flows in an order that is not that of the memory:
+// near the golden section of their number, and prime to it.
+func stride(flows int) int {
+	common := func(a, b int) int {
+		for b != 0 {
+			a, b = b, a%b
+		}
+		return a
+	}
+	n := max(int(0.618*float64(flows)), 1)
+	for common(n, flows) != 1 {
+		n++
+	}
+	return n % flows
+}
+
+// stream is what the generator shall play.
+func (b *bed) stream(flows int, back bool) bpf.GeneratorBenchStream {
+	s := bpf.GeneratorBenchStream{
+		Hosts: hosts, Ports: ports, FirstPort: firstPort, RemotePort: remotePort,
+		Flows: uint32(flows), Stride: uint32(stride(flows)),
+	}
+	s.Clients.Word, s.Remotes.Word = words(b.clients), words(b.remotes)
+	from := b.sides[insideSide]
+	if back {
+		s.Back, from = 1, b.sides[outsideSide]
+		switch b.way.leaves {
+		case bpf.GeneratorSeenSEEN_VIP:
+			s.Self.Word = words(b.vip)
+		case bpf.GeneratorSeenSEEN_UNIQUE:
+			s.Self.Word = words(b.unique.Addr())
+		default:
+			s.ToClients = 1
+		}
+	}
+	copy(s.ToMac[:], from.nearMAC)
+	copy(s.FromMac[:], from.farMAC)
+	if b.family == ipv6 {
+		s.Ipv6 = 1
+	} else if b.noChecksum {
+		s.NoChecksum = 1
+	}
+	return s
+}
+
+// xdpContext is struct xdp_md.
+type xdpContext struct {
+	Data, DataEnd, DataMeta, IngressIfindex, RxQueueIndex, EgressIfindex uint32
+}
+
+// result is what became of a run.
+type result struct {
+	sent, arrived uint64
+	rate          float64 // packets a second that arrived
+}
+
+// play sends packets and counts them at the other side. Too few, and such as
+// have the wrong address, are an error.
+func (b *bed) play(s bpf.GeneratorBenchStream, size int, packets uint32) (result, error) {
+	from, sink, want := b.sides[insideSide], b.programs.SeenOutside, b.way.leaves
+	if s.Back != 0 {
+		from, sink, want = b.sides[outsideSide], b.programs.SeenInside, bpf.GeneratorSeenSEEN_CLIENT
+	}
+	if err := b.programs.Stream.Set(s); err != nil {
+		return result{}, fmt.Errorf("tell the generator what to play: %w", err)
+	}
+	if err := b.programs.Progress.Set(bpf.GeneratorBenchProgress{}); err != nil {
+		return result{}, fmt.Errorf("set the generator back: %w", err)
+	}
+	before, err := readSeen(sink)
+	if err != nil {
+		return result{}, err
+	}
+	err = b.in(from.ns, func() error {
+		_, err := b.programs.Generate.Run(&ebpf.RunOptions{
+			Data:    make([]byte, size),
+			Context: xdpContext{DataEnd: uint32(size), IngressIfindex: uint32(from.far)},
+			Repeat:  packets, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: batch,
+		})
+		return err
+	})
+	if err != nil {
+		return result{}, fmt.Errorf("generate packets: %w", err)
+	}
+	var done bpf.GeneratorBenchProgress
+	if err := b.programs.Progress.Get(&done); err != nil {
+		return result{}, fmt.Errorf("ask the generator how far it came: %w", err)
+	}
+	after, err := awaitSeen(sink, before, done.Packets)
+	if err != nil {
+		return result{}, err
+	}
+	return judge(done, before, after, want)
+}
+
+// judge says what became of a run's packets.
+func judge(done bpf.GeneratorBenchProgress, before, after seen, want bpf.GeneratorSeen) (result, error) {
+	r := result{sent: done.Packets, arrived: after[want] - before[want]}
+	for kind := bpf.GeneratorSeenSEEN_CLIENT; kind < bpf.GeneratorSeenSEEN_KINDS; kind++ {
+		if n := after[kind] - before[kind]; kind != want && n > 0 {
+			return r, fmt.Errorf("%d of %d packets came with the address of %s instead of %s", n, r.sent, kindNames[kind], kindNames[want])
+		}
+	}
+	// A packet in a thousand would not move a rate.
+	if r.sent == 0 || r.arrived < r.sent-r.sent/1000 || r.arrived > r.sent {
+		return r, fmt.Errorf("of %d packets %d arrived with the address of %s", r.sent, r.arrived, kindNames[want])
+	}
+	if ns := done.LastNs - done.FirstNs; done.LastPackets > 0 && ns > 0 {
+		r.rate = float64(done.LastPackets) / float64(ns) * 1e9 * float64(r.arrived) / float64(r.sent)
+	}
+	return r, nil
+}
+
+// seen counts packets by whose address they had.
+type seen [bpf.GeneratorSeenSEEN_KINDS]uint64
+
+var kindNames = [...]string{"a stranger", "the client", "the router", "the VIP"}
+
+func readSeen(sink *ebpf.Map) (s seen, err error) {
+	for kind := range s {
+		var perCPU []uint64
+		if err := sink.Lookup(uint32(kind), &perCPU); err != nil {
+			return s, fmt.Errorf("ask the sink what it saw: %w", err)
+		}
+		for _, n := range perCPU {
+			s[kind] += n
+		}
+	}
+	return s, nil
+}
+
+// awaitSeen reads the sink when the last packets have come, or no more do.
+func awaitSeen(sink *ebpf.Map, before seen, packets uint64) (seen, error) {
+	for last := before; ; {
+		now, err := readSeen(sink)
+		if err != nil {
+			return now, err
+		}
+		var total uint64
+		for kind := bpf.GeneratorSeenSEEN_CLIENT; kind < bpf.GeneratorSeenSEEN_KINDS; kind++ {
+			total += now[kind] - before[kind]
+		}
+		if total >= packets || now == last {
+			return now, nil
+		}
+		last = now
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// establish makes the flows: conntrack and vippin know them afterwards, with
+// traffic both ways.
+func (b *bed) establish(flows int) error {
+	for _, back := range []bool{false, true, false} {
+		if _, err := b.play(b.stream(flows, back), sizeMin, uint32(flows)); err != nil {
+			return fmt.Errorf("make %d flows: %w", flows, err)
+		}
+	}
+	b.established = flows
+	if b.pin == nil {
+		return nil
+	}
+	c, err := b.pin.counters()
+	if err != nil {
+		return err
+	}
+	if want := uint64(flows); b.way.pin == pinOn && (c.Created != want || c.Clash != 0) {
+		return fmt.Errorf("make %d flows: %d were pinned, %d of them at another port", flows, c.Created, c.Clash)
+	}
+	return nil
+}
+
+// measure takes one rate, in million packets a second, over about so long. A
+// short run before it warms the caches and says how many packets that is.
+func (b *bed) measure(setting policy.BenchSetting, about time.Duration) (mpps float64, err error) {
+	s := b.stream(setting.Flows, setting.Direction == policy.BenchBack)
+	warm, err := b.play(s, setting.Size, max(uint32(setting.Flows), 100_000))
+	if err != nil {
+		return 0, err
+	}
+	packets := max(uint32(min(warm.rate*about.Seconds(), 1e9)), batch)
+	var before loader.PinCounters
+	if b.pin != nil {
+		if before, err = b.pin.counters(); err != nil {
+			return 0, err
+		}
+	}
+	r, err := b.play(s, setting.Size, packets)
+	if err != nil {
+		return 0, err
+	}
+	if b.pin == nil {
+		return r.rate / 1e6, nil
+	}
+	after, err := b.pin.counters()
+	if err != nil {
+		return 0, err
+	}
+	return r.rate / 1e6, b.pin.proves(before, after, b.way.pin, s.Back != 0, r.arrived)
+}
