@@ -13,7 +13,9 @@
 //	                                  198.18.0.10             2001:db8:18::10 behind it
 //
 // With Options.WAN1 the routers and the server also meet on 203.0.113.0/24 and
-// 2001:db8:113::/64. Everything carries the prefix vpPID- and is removed by
+// 2001:db8:113::/64. With Options.Transit a further router stands on the WAN
+// (.20), with a host behind it that the routers reach by it; with
+// Options.Inside one on the LAN, for a part of the LAN's prefixes. Everything carries the prefix vpPID- and is removed by
 // Close, by Main on a signal, or by the next process's Reap.
 //
 // The kernels this must run on may lack 8021q, netem and most queue disciplines:

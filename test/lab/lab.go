@@ -23,6 +23,8 @@ type Lab struct {
 	Hosts                []*Node // h1, h2 …, interface eth0
 	RA, RB               *Router // RB is nil with SingleRouter
 	Server               *Node   // interface eth0; eth1 on WAN1
+	Transit, BeyondHost  *Node   // with Options.Transit: eth0 on the WAN, eth1 to BeyondHost's eth0
+	Inside, DeepHost     *Node   // with Options.Inside: eth0 on the LAN, eth1 to DeepHost's eth0
 
 	spawn    chan func()   // runs on the one thread that starts processes
 	quit     chan struct{} // closed by Close
@@ -116,7 +118,7 @@ func (l *Lab) onSpawner(start func() error) error {
 
 func (l *Lab) build(ctx context.Context) error {
 	steps := []func() error{
-		l.addSwitches, l.addServer, l.addRouters, l.addHosts, l.setOffloads, l.addRules,
+		l.addSwitches, l.addServer, l.addRouters, l.addHosts, l.addTransit, l.addInside, l.setOffloads, l.addRules,
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {

@@ -30,6 +30,8 @@ type Options struct {
 	Masquerade   Masquerade // "" = MasqueradeNFT
 	Firewall     bool       // WAN: only established flows come in, no conntrack pick-up in mid-stream
 	WAN1         bool       // a second WAN segment
+	Transit      bool       // on the WAN a further router, with a host behind it
+	Inside       bool       // on the LAN a further router, with a host behind it
 	Offloads     Offloads
 	SingleRouter bool   // only ra, which holds the VIPs without keepalived
 	VippinBin    string // "" = $VIPPIN_BIN, or else built from this module

@@ -216,10 +216,8 @@ func (l *Lab) addRouter(name string, ends func(Segment) Ends) (*Router, error) {
 	if err := os.Mkdir(r.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the folder of %s: %w", name, err)
 	}
-	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := n.Sysctl(key, "1"); err != nil {
-			return nil, err
-		}
+	if err := n.forwards(); err != nil {
+		return nil, err
 	}
 	for _, s := range l.Segments() {
 		at, bridge, port := l.port(r, s)
@@ -241,6 +239,7 @@ func (r *Router) configure() error {
 	return errors.Join(
 		r.addRoute(WAN.Name, netip.Prefix{}, ServerWAN.V4),
 		r.addRoute(WAN.Name, netip.Prefix{}, ServerWAN.V6),
+		r.routeFurther(),
 	)
 }
 

@@ -28,18 +28,28 @@ type Bulk struct {
 // Put sends octets of pseudo-random data to a Server at remote. It fails when
 // the two checksums differ.
 func Put(ctx context.Context, in Enter, remote netip.AddrPort, octets int64) (Bulk, error) {
-	return bulk(ctx, in, remote, wordPut, octets)
+	return PutFrom(ctx, in, netip.AddrPort{}, remote, octets)
+}
+
+// PutFrom is Put from a local end, whose address may be left out.
+func PutFrom(ctx context.Context, in Enter, local, remote netip.AddrPort, octets int64) (Bulk, error) {
+	return bulk(ctx, in, local, remote, wordPut, octets)
 }
 
 // Get fetches octets of pseudo-random data from a Server at remote. It fails
 // when the two checksums differ.
 func Get(ctx context.Context, in Enter, remote netip.AddrPort, octets int64) (Bulk, error) {
-	return bulk(ctx, in, remote, wordGet, octets)
+	return GetFrom(ctx, in, netip.AddrPort{}, remote, octets)
 }
 
-func bulk(ctx context.Context, in Enter, remote netip.AddrPort, word string, octets int64) (Bulk, error) {
+// GetFrom is Get to a local end, whose address may be left out.
+func GetFrom(ctx context.Context, in Enter, local, remote netip.AddrPort, octets int64) (Bulk, error) {
+	return bulk(ctx, in, local, remote, wordGet, octets)
+}
+
+func bulk(ctx context.Context, in Enter, local, remote netip.AddrPort, word string, octets int64) (Bulk, error) {
 	result := Bulk{Octets: octets}
-	conn, err := dial(ctx, in, "tcp", netip.AddrPort{}, remote, 10*time.Second)
+	conn, err := dial(ctx, in, "tcp", local, remote, 10*time.Second)
 	if err != nil {
 		return result, err
 	}

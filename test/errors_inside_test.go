@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+
+	"vippin/test/lab"
+	"vippin/test/traffic"
+)
+
+// setInside is a scene whose server is told the errors of what it sends.
+func setInside(t *testing.T, name string, opts lab.Options) *errorScene {
+	t.Helper()
+	s := setErrorScene(t, name, opts)
+	s.watch(s.Hosts[0], s.Server)
+	if opts.Inside {
+		s.watch(s.DeepHost)
+	}
+	return s
+}
+
+// talk has an inside host ask the server by UDP; the server's socket is then
+// connected to the public end that asked.
+func (s *errorScene) talk(host *lab.Node, from netip.Addr, f family) (inside, server *traffic.ErrorSocket, ends flowEnds) {
+	s.t.Helper()
+	remote := lab.Port(f.of(lab.ServerFar), uint16(s.ports.Add(1)))
+	server, err := traffic.OpenErrorSocket(s.Server.Do, "udp", remote, netip.AddrPort{})
+	s.must(err)
+	s.t.Cleanup(func() { server.Close() })
+	inside, ends = s.open(host, "udp", from, remote)
+	for { // the other inside host may have asked before
+		_, asked, err := server.Receive(s.soon())
+		s.must(err)
+		if asked == ends.public {
+			break
+		}
+	}
+	s.must(server.Connect(ends.public))
+	return inside, server, ends
+}
+
+// What the server sends meets a link inside that takes smaller packets: this
+// router's own, or one behind a further router.
+func TestPathMTUInside(t *testing.T) {
+	t.Parallel()
+	s := setInside(t, "mtuin", lab.Options{Inside: true, Offloads: lab.OffloadsOff})
+	s.narrowInside()
+	s.inEachMode(func(s *errorScene, f family) {
+		for _, at := range s.insides() {
+			s.run(at.name, func(s *errorScene) {
+				s.run("tcp", func(s *errorScene) { s.outward(s.Server, s.downloads(at, f), f.tooBig) })
+				s.run("udp", func(s *errorScene) {
+					s.forgetPaths(s.Server)
+					inside, server, ends := s.talk(at.host, f.of(at.ends), f)
+					s.adapts(server, ends, f.tooBig, ends.public.Addr())
+					s.outward(s.Server, ends, f.tooBig)
+					payload, _, err := inside.Receive(s.soon()) // what fits now
+					s.must(err)
+					if len(payload) != narrowMTU-100 {
+						s.t.Errorf("received %d octets, want %d", len(payload), narrowMTU-100)
+					}
+				})
+			})
+		}
+	})
+}
+
+// The same with packets of up to 64 KiB between the interfaces.
+func TestPathMTUInsideOffloads(t *testing.T) {
+	t.Parallel()
+	for name, offloads := range map[string]lab.Offloads{"mtuindef": lab.OffloadsDefault, "mtuinon": lab.OffloadsOn} {
+		t.Run("offloads "+string(offloads), func(t *testing.T) {
+			s := setInside(t, name, lab.Options{Inside: true, Offloads: offloads})
+			s.narrowInside()
+			s.inEachMode(func(s *errorScene, f family) {
+				for _, at := range s.insides() {
+					s.run(at.name, func(s *errorScene) { s.outward(s.Server, s.downloads(at, f), f.tooBig) })
+				}
+			})
+		})
+	}
+}
+
+// insideHost is one whose link is narrow, and where.
+type insideHost struct {
+	name string
+	host *lab.Node
+	ends lab.Ends
+}
+
+func (s *errorScene) insides() []insideHost {
+	return []insideHost{
+		{"at this router", s.Hosts[0], lab.HostEnds(0)},
+		{"at an inside router", s.DeepHost, lab.Deep},
+	}
+}
+
+func (s *errorScene) narrowInside() {
+	s.t.Helper()
+	for _, f := range families {
+		s.must(s.RA.Narrow(lab.LAN.Name, f.of(lab.HostEnds(0)), narrowMTU))
+		s.must(s.Inside.Narrow("eth1", f.of(lab.Deep), narrowMTU))
+	}
+}
+
+// downloads fetches a megabyte from the server.
+func (s *errorScene) downloads(at insideHost, f family) flowEnds {
+	s.t.Helper()
+	s.forgetPaths(s.Server)
+	remote := lab.Port(f.of(lab.ServerFar), serverPort)
+	ends := flowEnds{proto: "tcp", remote: remote, inside: lab.Port(f.of(at.ends), s.nextPort("tcp", remote))}
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	done, err := traffic.GetFrom(ctx, at.host.Do, ends.inside, remote, 1<<20)
+	s.must(err)
+	ends.public = done.Source
+	s.wantPublic(ends)
+	return ends
+}
+
+// An inside host that has gone away says so itself.
+func TestPortUnreachableInside(t *testing.T) {
+	t.Parallel()
+	s := setInside(t, "gone", lab.Options{Offloads: lab.OffloadsOff})
+	s.inEachMode(func(s *errorScene, f family) {
+		inside, server, ends := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
+		s.must(inside.Close())
+		s.must(server.Send([]byte("too late")))
+		s.tells(server, syscall.ECONNREFUSED, f.portUnreachable, ends.public.Addr())
+		s.outward(s.Server, ends, f.portUnreachable)
+	})
+}
+
+// Answers that have come too far end at this router.
+func TestTimeExceededHere(t *testing.T) {
+	t.Parallel()
+	s := setInside(t, "ttl", lab.Options{Offloads: lab.OffloadsOff})
+	s.inEachMode(func(s *errorScene, f family) {
+		s.run("udp", func(s *errorScene) {
+			_, server, ends := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
+			s.must(server.SetTTL(1))
+			s.must(server.Send([]byte("one hop")))
+			s.tells(server, syscall.EHOSTUNREACH, f.timeExceeded, ends.public.Addr())
+			s.outward(s.Server, ends, f.timeExceeded)
+		})
+		s.run("icmp", func(s *errorScene) {
+			socket, ends := s.open(s.Hosts[0], "icmp", f.of(lab.HostEnds(0)), lab.Port(f.of(lab.ServerWAN), 0))
+			_, _, err := socket.Receive(s.soon())
+			s.must(err)
+			s.must(s.echoReply(f, ends.public, 1))
+			s.outward(s.Server, ends, f.timeExceeded)
+		})
+	})
+}
+
+// echoReply sends the server's answer to an echo request with a TTL of its own.
+func (s *errorScene) echoReply(f family, to netip.AddrPort, ttl int) error {
+	return s.Server.Do(func() error {
+		network, from := "ip4:icmp", lab.ServerWAN.V4
+		var kind icmp.Type = ipv4.ICMPTypeEchoReply
+		if f.six {
+			network, from, kind = "ip6:ipv6-icmp", lab.ServerWAN.V6, ipv6.ICMPTypeEchoReply
+		}
+		conn, err := icmp.ListenPacket(network, from.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if f.six {
+			err = conn.IPv6PacketConn().SetHopLimit(ttl)
+		} else {
+			err = conn.IPv4PacketConn().SetTTL(ttl)
+		}
+		if err != nil {
+			return err
+		}
+		message := icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(to.Port()), Data: []byte("one hop")}}
+		data, err := message.Marshal(nil)
+		if err != nil {
+			return err
+		}
+		_, err = conn.WriteTo(data, &net.IPAddr{IP: to.Addr().AsSlice()})
+		return err
+	})
+}
