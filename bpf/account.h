@@ -4,17 +4,31 @@
 
 #include "maps.h"
 
-/* What became of a packet, and on whose account. A verdict never drops: the
- * kernel gets every packet back.
+/* What became of a packet (enum pin_counter; PIN_COUNTERS: nothing to count),
+ * and on whose account (pin << 32; 0: no pin). A number, because functions of
+ * the kernel's machine return no structures. A verdict never drops: the kernel
+ * gets every packet back.
  */
-struct verdict {
-	__u32 pin; /* 0: no pin */
-	__u32 counter; /* enum pin_counter; PIN_COUNTERS: nothing to count */
-};
+typedef __u64 verdict;
 
-static __always_inline struct verdict untouched(void)
+static __always_inline verdict judged(__u32 pin, enum pin_counter counter)
 {
-	return (struct verdict){0, PIN_COUNTERS};
+	return (__u64)pin << 32 | counter;
+}
+
+static __always_inline verdict untouched(void)
+{
+	return judged(0, PIN_COUNTERS);
+}
+
+static __always_inline __u32 verdict_pin(verdict v)
+{
+	return v >> 32;
+}
+
+static __always_inline __u32 verdict_counter(verdict v)
+{
+	return v;
 }
 
 static __always_inline void count_pin(__u32 pin, enum pin_counter counter)

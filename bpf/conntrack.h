@@ -73,16 +73,6 @@ struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *
 				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
 void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 
-/* The flow a packet belongs to. */
-struct conntrack {
-	__u64 id; /* tells one entry from the next on the same tuple */
-	unsigned long status;
-	bool reply; /* direction of this packet */
-	struct addr client; /* source of the original direction: the inside host */
-	int masqueraded; /* see masqueraded_on */
-	struct addr translated; /* destination of the reply direction: what masquerade chose */
-};
-
 static __always_inline struct addr addr_from_conntrack(const union nf_inet_addr *a, bool ipv6)
 {
 	if (ipv6)

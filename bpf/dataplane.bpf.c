@@ -23,7 +23,7 @@ static __always_inline int handle(struct __sk_buff *skb, bool out)
 	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
 	struct packet pkt = {};
 	enum parse_result parsed;
-	struct verdict v;
+	verdict v;
 
 	if (!iface)
 		return TC_ACT_UNSPEC;
@@ -40,8 +40,10 @@ static __always_inline int handle(struct __sk_buff *skb, bool out)
 	if (parsed != PARSED)
 		return TC_ACT_UNSPEC;
 	v = out ? pin_egress(skb, &pkt, iface->slot) : pin_ingress(skb, &pkt, iface->slot);
-	if (v.counter < PIN_COUNTERS)
-		count_pin(v.pin, v.counter);
+	if (pkt.fragment == FIRST_FRAGMENT)
+		v = note_fragment(skb, &pkt, iface->slot, out, v);
+	if (verdict_counter(v) < PIN_COUNTERS)
+		count_pin(verdict_pin(v), verdict_counter(v));
 	return TC_ACT_UNSPEC;
 }
 

@@ -57,10 +57,26 @@ type DataplaneAdvertScratch struct {
 }
 
 type DataplaneBinding struct {
-	_        structs.HostLayout
+	_  structs.HostLayout
+	Ct struct {
+		_      structs.HostLayout
+		Id     uint64
+		Status uint64
+		Client struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Translated struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Masqueraded int32
+		Reply       uint32
+	}
 	Key      DataplaneFlowKey
 	_        [4]byte
 	Mine     DataplaneLocalEnd
+	End      DataplanePublicEnd
 	Question struct {
 		_     structs.HostLayout
 		Tuple struct {
@@ -121,6 +137,33 @@ type DataplaneFlowKey struct {
 	}
 	SelfPort   uint16
 	RemotePort uint16
+}
+
+type DataplaneFragment struct {
+	_    structs.HostLayout
+	Addr struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Pin     uint32
+	Counter uint32
+}
+
+type DataplaneFragmentKey struct {
+	_     structs.HostLayout
+	Slot  uint32
+	Ident uint32
+	Src   struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Proto uint8
+	Out   uint8
+	Pad   [2]uint8
 }
 
 type DataplaneGroup struct {
@@ -193,19 +236,21 @@ const (
 	DataplanePinCounterPIN_VIP_WHILE_BACKUP DataplanePinCounter = 3
 	DataplanePinCounterPIN_FOREIGN          DataplanePinCounter = 4
 	DataplanePinCounterPIN_CLASH            DataplanePinCounter = 5
-	DataplanePinCounterPIN_OFF              DataplanePinCounter = 6
-	DataplanePinCounterPIN_BACKUP           DataplanePinCounter = 7
-	DataplanePinCounterPIN_STALE_ROLE       DataplanePinCounter = 8
-	DataplanePinCounterPIN_BORN_BEFORE      DataplanePinCounter = 9
-	DataplanePinCounterPIN_NO_VIP           DataplanePinCounter = 10
-	DataplanePinCounterPIN_SOURCE           DataplanePinCounter = 11
-	DataplanePinCounterPIN_HELPER           DataplanePinCounter = 12
-	DataplanePinCounterPIN_FULL             DataplanePinCounter = 13
-	DataplanePinCounterPIN_NO_PORT          DataplanePinCounter = 14
-	DataplanePinCounterPIN_NO_CONNTRACK     DataplanePinCounter = 15
-	DataplanePinCounterPIN_FRAGMENT         DataplanePinCounter = 16
-	DataplanePinCounterPIN_ERROR            DataplanePinCounter = 17
-	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 18
+	DataplanePinCounterPIN_EARLY_FRAGMENT   DataplanePinCounter = 6
+	DataplanePinCounterPIN_OFF              DataplanePinCounter = 7
+	DataplanePinCounterPIN_BACKUP           DataplanePinCounter = 8
+	DataplanePinCounterPIN_STALE_ROLE       DataplanePinCounter = 9
+	DataplanePinCounterPIN_BORN_BEFORE      DataplanePinCounter = 10
+	DataplanePinCounterPIN_NO_VIP           DataplanePinCounter = 11
+	DataplanePinCounterPIN_SOURCE           DataplanePinCounter = 12
+	DataplanePinCounterPIN_HELPER           DataplanePinCounter = 13
+	DataplanePinCounterPIN_FULL             DataplanePinCounter = 14
+	DataplanePinCounterPIN_NO_PORT          DataplanePinCounter = 15
+	DataplanePinCounterPIN_NO_CONNTRACK     DataplanePinCounter = 16
+	DataplanePinCounterPIN_FRAGMENT         DataplanePinCounter = 17
+	DataplanePinCounterPIN_PROTOCOL         DataplanePinCounter = 18
+	DataplanePinCounterPIN_ERROR            DataplanePinCounter = 19
+	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 20
 )
 
 type DataplanePinFlags uint32
@@ -228,6 +273,27 @@ type DataplanePublicEnd struct {
 	Pad       uint8
 	Pin       uint32
 	LastOutNs uint64
+}
+
+type DataplaneRemote struct {
+	_          structs.HostLayout
+	SelfPort   uint16
+	RemotePort uint16
+}
+
+type DataplaneRemoteKey struct {
+	_     structs.HostLayout
+	Slot  uint32
+	Proto uint8
+	Pad   [3]uint8
+	Self  struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Remote struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
 }
 
 type DataplaneRole struct {
@@ -308,8 +374,10 @@ const (
 	DataplaneMapBench          = "bench"
 	DataplaneMapByLocal        = "by_local"
 	DataplaneMapByPublic       = "by_public"
+	DataplaneMapByRemote       = "by_remote"
 	DataplaneMapClaims         = "claims"
 	DataplaneMapForeign        = "foreign"
+	DataplaneMapFragments      = "fragments"
 	DataplaneMapGroups         = "groups"
 	DataplaneMapHeartbeat      = "heartbeat"
 	DataplaneMapIfaces         = "ifaces"
@@ -383,8 +451,10 @@ type DataplaneMapSpecs struct {
 	Bench        *ebpf.MapSpec `ebpf:"bench"`
 	ByLocal      *ebpf.MapSpec `ebpf:"by_local"`
 	ByPublic     *ebpf.MapSpec `ebpf:"by_public"`
+	ByRemote     *ebpf.MapSpec `ebpf:"by_remote"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Foreign      *ebpf.MapSpec `ebpf:"foreign"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
@@ -432,8 +502,10 @@ type DataplaneMaps struct {
 	Bench        *ebpf.Map `ebpf:"bench"`
 	ByLocal      *ebpf.Map `ebpf:"by_local"`
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
+	ByRemote     *ebpf.Map `ebpf:"by_remote"`
 	Claims       *ebpf.Map `ebpf:"claims"`
 	Foreign      *ebpf.Map `ebpf:"foreign"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
@@ -457,8 +529,10 @@ func (m *DataplaneMaps) Close() error {
 		m.Bench,
 		m.ByLocal,
 		m.ByPublic,
+		m.ByRemote,
 		m.Claims,
 		m.Foreign,
+		m.Fragments,
 		m.Groups,
 		m.Heartbeat,
 		m.Ifaces,

@@ -123,8 +123,26 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } unpinned SEC(".maps");
 
+/* Datagrams in pieces that are passing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct remote_key);
+	__type(value, struct remote);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} by_remote SEC(".maps");
+
 /* Public ends that others than mapped flows were seen to use, for protocols
- * whose conntrack entries cannot be looked up (ICMP echo): value is when.
+ * whose conntrack entries cannot be looked up (all but TCP and UDP): value is
+ * when.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -17,7 +17,10 @@
 #include "types.h"
 
 #define IPPROTO_VRRP 112
-#define IP_FRAGMENT 0x3fff /* more-fragments and offset */
+#define IP_MORE 0x2000
+#define IP_OFFSET 0x1fff
+#define IP6_MORE 0x0001
+#define IP6_OFFSET 0xfff8
 #define MAX_TAGS 2
 #define MAX_EXTENSIONS 8 /* IPv6 extension headers followed; a longer chain is left alone */
 
@@ -26,12 +29,14 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
+enum fragmentation { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
+
 struct packet {
 	__u32 l3_off; /* from skb->data */
 	__u32 l4_off;
 	__u32 l4_len; /* octets from l4_off on, by the IP header's word */
 	bool ipv6;
-	bool fragment; /* first or later */
+	__u8 fragment; /* enum fragmentation */
 	__u8 proto; /* what stands at l4_off */
 	__u8 ttl;
 	__u8 icmp_type;
@@ -41,6 +46,7 @@ struct packet {
 	struct addr dst;
 	__be16 sport; /* ICMP echo: the identifier stands in the port of whoever asks */
 	__be16 dport;
+	__u32 ident; /* of a fragment */
 };
 
 enum parse_result {
@@ -101,6 +107,11 @@ static __always_inline __be16 parse_tags(struct __sk_buff *skb, bool has_l2, str
 	return proto;
 }
 
+static __always_inline enum fragmentation fragmentation(bool offset, bool more)
+{
+	return offset ? LATER_FRAGMENT : more ? FIRST_FRAGMENT : WHOLE;
+}
+
 static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, struct packet *pkt)
 {
 	struct iphdr ip;
@@ -116,7 +127,8 @@ static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, struc
 	pkt->l4_len = total > header ? total - header : 0;
 	pkt->l4_off = pkt->l3_off + header;
 	pkt->ipv6 = false;
-	pkt->fragment = ip.frag_off & bpf_htons(IP_FRAGMENT);
+	pkt->fragment = fragmentation(ip.frag_off & bpf_htons(IP_OFFSET), ip.frag_off & bpf_htons(IP_MORE));
+	pkt->ident = ip.id;
 	pkt->proto = ip.protocol;
 	pkt->ttl = ip.ttl;
 	pkt->src = addr_from_v4(ip.saddr);
@@ -132,7 +144,7 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, struc
 	if (bpf_skb_load_bytes(skb, pkt->l3_off, &ip, sizeof(ip)) || ip.version != 6)
 		return NOT_IP;
 	pkt->ipv6 = true;
-	pkt->fragment = false;
+	pkt->fragment = WHOLE;
 	pkt->proto = ip.nexthdr;
 	pkt->ttl = ip.hop_limit;
 	__builtin_memcpy(&pkt->src, &ip.saddr, sizeof(pkt->src));
@@ -141,7 +153,8 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, struc
 		struct {
 			__u8 next;
 			__u8 len;
-			__be16 offset; /* of a fragment header */
+			__be16 offset; /* of a fragment header, and ident */
+			__u32 ident;
 		} ext;
 		__u32 size;
 
@@ -154,11 +167,14 @@ static __always_inline enum parse_result parse_ipv6(struct __sk_buff *skb, struc
 		if (pkt->proto == IPPROTO_FRAGMENT) {
 			size = 8;
 			/* An atomic fragment (RFC 6946) is whole. */
-			if (ext.offset & bpf_htons(0xfff9))
-				pkt->fragment = true;
+			pkt->fragment = fragmentation(ext.offset & bpf_htons(IP6_OFFSET),
+						      ext.offset & bpf_htons(IP6_MORE));
+			pkt->ident = ext.ident;
 		}
 		pkt->proto = ext.next;
 		skipped += size;
+		if (pkt->fragment == LATER_FRAGMENT)
+			break; /* data follow */
 	}
 	pkt->l4_off = pkt->l3_off + sizeof(ip) + skipped;
 	pkt->l4_len = bpf_ntohs(ip.payload_len);
@@ -189,36 +205,74 @@ static __always_inline bool is_echo_reply(const struct packet *pkt)
 			 : pkt->proto == IPPROTO_ICMP && pkt->icmp_type == ICMP_ECHOREPLY;
 }
 
-/* Reads the ports, or the identifier of an ICMP echo. False: the packet has
- * none that a flow could be known by (another protocol, an ICMP error, a later
- * fragment), or its transport header is cut short.
+/* What a packet is known by. */
+enum transport {
+	UNKNOWN, /* nothing: cut short, or a chain of extension headers without end */
+	FLOW, /* addresses and ports; the ports are 0 where the protocol has none */
+	NOT_TRANSLATED, /* a protocol that conntrack may know but we do not */
+	ICMP_ERROR, /* the packet it quotes */
+	IN_PIECES, /* a later fragment: what the first one is known by */
+};
+
+static __always_inline bool is_icmp_error(const struct packet *pkt)
+{
+	if (pkt->ipv6)
+		return pkt->icmp_type < 128;
+	return pkt->icmp_type == 3 || pkt->icmp_type == 4 || pkt->icmp_type == 5 || pkt->icmp_type == 11 ||
+	       pkt->icmp_type == 12;
+}
+
+static __always_inline enum transport parse_icmp(struct __sk_buff *skb, struct packet *pkt)
+{
+	__be16 head[4];
+
+	if ((pkt->proto == IPPROTO_ICMPV6) != pkt->ipv6 ||
+	    bpf_skb_load_bytes(skb, pkt->l4_off, head, sizeof(head)))
+		return UNKNOWN;
+	pkt->icmp_type = bpf_ntohs(head[0]) >> 8;
+	if (is_echo_request(pkt))
+		pkt->sport = head[2];
+	else if (is_echo_reply(pkt))
+		pkt->dport = head[2];
+	else
+		return is_icmp_error(pkt) ? ICMP_ERROR : NOT_TRANSLATED;
+	return FLOW;
+}
+
+/* Reads the ports, or the identifier of an ICMP echo. Of a quoted packet (in an
+ * ICMP error) only 8 octets are sure to be there, else the whole header must be.
  */
-static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *pkt)
+static __always_inline enum transport parse_transport(struct __sk_buff *skb, struct packet *pkt, bool quoted)
 {
 	__be16 ports[10]; /* as much as a TCP header has; the others have the first four */
+	long err;
 
+	if (pkt->fragment == LATER_FRAGMENT)
+		return IN_PIECES;
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
-		if (pkt->proto == IPPROTO_TCP ? bpf_skb_load_bytes(skb, pkt->l4_off, ports, 20)
-					      : bpf_skb_load_bytes(skb, pkt->l4_off, ports, 8))
-			return false;
+	case IPPROTO_SCTP:
+		if (pkt->proto == IPPROTO_TCP && !quoted)
+			err = bpf_skb_load_bytes(skb, pkt->l4_off, ports, 20);
+		else
+			err = bpf_skb_load_bytes(skb, pkt->l4_off, ports, 8);
+		if (err)
+			return UNKNOWN;
 		pkt->sport = ports[0];
 		pkt->dport = ports[1];
-		return true;
+		return FLOW;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if ((pkt->proto == IPPROTO_ICMPV6) != pkt->ipv6 ||
-		    bpf_skb_load_bytes(skb, pkt->l4_off, ports, 8))
-			return false;
-		pkt->icmp_type = bpf_ntohs(ports[0]) >> 8;
-		if (is_echo_request(pkt))
-			pkt->sport = ports[2];
-		else if (is_echo_reply(pkt))
-			pkt->dport = ports[2];
-		else
-			return false;
-		return true;
+		return parse_icmp(skb, pkt);
+	case IPPROTO_UDPLITE:
+	case IPPROTO_DCCP:
+		return NOT_TRANSLATED;
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_FRAGMENT:
+	case IPPROTO_DSTOPTS:
+		return UNKNOWN;
 	}
-	return false;
+	return FLOW;
 }

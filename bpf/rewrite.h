@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <bpf/bpf_helpers.h>
 
+#include "flow.h"
 #include "parse.h"
 
 #define EINVAL 22
@@ -18,17 +19,36 @@
 #define ICMP_CHECKSUM 2 /* offsets in an ICMP echo */
 #define ICMP_ID 4
 
-enum end { SOURCE, DESTINATION };
-
-static __always_inline __u32 checksum_offset(const struct packet *pkt)
+/* Where the checksum of this packet's transport header stands; 0: it has none
+ * that covers addresses or ports. SCTP's covers neither address, and its ports
+ * are never changed.
+ */
+static __always_inline __u32 checksum_offset(struct __sk_buff *skb, const struct packet *pkt)
 {
+	__u32 off;
+	__be16 check;
+
+	if (pkt->fragment == LATER_FRAGMENT)
+		return 0;
 	switch (pkt->proto) {
 	case IPPROTO_TCP:
 		return pkt->l4_off + offsetof(struct tcphdr, check);
 	case IPPROTO_UDP:
-		return pkt->l4_off + offsetof(struct udphdr, check);
+		off = pkt->l4_off + offsetof(struct udphdr, check);
+		/* Zero means none (RFC 768, RFC 6935) and stays so. */
+		return bpf_skb_load_bytes(skb, off, &check, sizeof(check)) || !check ? 0 : off;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return pkt->l4_off + ICMP_CHECKSUM;
 	}
-	return pkt->l4_off + ICMP_CHECKSUM;
+	return 0;
+}
+
+/* Can a flow of this protocol get another port (or identifier)? */
+static __always_inline bool has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_ICMP ||
+	       proto == IPPROTO_ICMPV6;
 }
 
 static __always_inline __u32 port_offset(const struct packet *pkt, enum end end)
@@ -38,52 +58,59 @@ static __always_inline __u32 port_offset(const struct packet *pkt, enum end end)
 	return pkt->l4_off + (end == SOURCE ? 0 : 2);
 }
 
-static __always_inline int rewrite_ipv4_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
-					     __u64 l4_flags, __be32 from, __be32 to)
+static __always_inline __u32 addr_offset(const struct packet *pkt, enum end end)
 {
-	__u32 off =
-		pkt->l3_off + (end == SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+	if (pkt->ipv6)
+		return pkt->l3_off +
+		       (end == SOURCE ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
+	return pkt->l3_off + (end == SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+}
 
+/* What stands there now. */
+static __always_inline void load_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
+				      struct addr *addr)
+{
+	if (pkt->ipv6)
+		bpf_skb_load_bytes(skb, addr_offset(pkt, end), addr, sizeof(*addr));
+	else
+		bpf_skb_load_bytes(skb, addr_offset(pkt, end), &addr->word[3], sizeof(addr->word[3]));
+}
+
+static __always_inline int rewrite_ipv4_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
+					     __u32 check, __u64 l4_flags, __be32 from, __be32 to)
+{
 	/* ICMP has no pseudo-header. */
-	if (pkt->proto != IPPROTO_ICMP && bpf_l4_csum_replace(skb, checksum_offset(pkt), from, to,
-							      BPF_F_PSEUDO_HDR | l4_flags | sizeof(to)))
+	if (check && pkt->proto != IPPROTO_ICMP &&
+	    bpf_l4_csum_replace(skb, check, from, to, BPF_F_PSEUDO_HDR | l4_flags | sizeof(to)))
 		return -1;
 	if (bpf_l3_csum_replace(skb, pkt->l3_off + offsetof(struct iphdr, check), from, to, sizeof(to)))
 		return -1;
-	return bpf_skb_store_bytes(skb, off, &to, sizeof(to), 0);
+	return bpf_skb_store_bytes(skb, addr_offset(pkt, end), &to, sizeof(to), 0);
 }
 
 /* IPv6 has no header checksum that would cancel the change of the address in
  * skb->csum (CHECKSUM_COMPLETE). Kernels that know BPF_F_IPV6 leave skb->csum
  * alone when told so; older ones adjust it for the transport checksum alone, so
- * the store has to adjust it back for the address.
+ * the store has to adjust it back for the address. Without a transport checksum
+ * the store has to do it in any case.
  */
 static __always_inline int rewrite_ipv6_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
-					     __u64 l4_flags, __u64 store, const struct addr *from,
+					     __u32 check, __u64 l4_flags, const struct addr *from,
 					     const struct addr *to)
 {
-	__u32 off = pkt->l3_off +
-		    (end == SOURCE ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
-	__s64 diff = bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to, sizeof(*to), 0);
+	__u32 off = addr_offset(pkt, end);
+	__s64 diff;
 	int err;
 
-	err = bpf_l4_csum_replace(skb, checksum_offset(pkt), 0, diff, BPF_F_PSEUDO_HDR | F_IPV6 | l4_flags);
-	if (err == -EINVAL) {
-		err = bpf_l4_csum_replace(skb, checksum_offset(pkt), 0, diff, BPF_F_PSEUDO_HDR | l4_flags);
-		store = BPF_F_RECOMPUTE_CSUM;
-	}
-	if (err)
+	if (!check)
+		return bpf_skb_store_bytes(skb, off, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
+	diff = bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to, sizeof(*to), 0);
+	err = bpf_l4_csum_replace(skb, check, 0, diff, BPF_F_PSEUDO_HDR | F_IPV6 | l4_flags);
+	if (!err)
+		return bpf_skb_store_bytes(skb, off, to, sizeof(*to), 0);
+	if (err != -EINVAL || bpf_l4_csum_replace(skb, check, 0, diff, BPF_F_PSEUDO_HDR | l4_flags))
 		return -1;
-	return bpf_skb_store_bytes(skb, off, to, sizeof(*to), store);
-}
-
-/* A UDP checksum of zero means none (RFC 768, RFC 6935) and stays so. */
-static __always_inline bool has_no_checksum(struct __sk_buff *skb, const struct packet *pkt)
-{
-	__be16 check;
-
-	return pkt->proto == IPPROTO_UDP &&
-	       !bpf_skb_load_bytes(skb, checksum_offset(pkt), &check, sizeof(check)) && !check;
+	return bpf_skb_store_bytes(skb, off, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
 }
 
 /* Puts addr:port in place of one end. 0, or -1 when the packet could not be
@@ -94,21 +121,75 @@ static __always_inline int rewrite_end(struct __sk_buff *skb, const struct packe
 {
 	/* A checksum that comes out as zero is sent as 0xffff. */
 	__u64 l4_flags = pkt->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	/* Without a checksum nothing cancels the change in skb->csum. */
-	__u64 store = has_no_checksum(skb, pkt) ? BPF_F_RECOMPUTE_CSUM : 0;
+	__u32 check = checksum_offset(skb, pkt);
 	const struct addr *old = end == SOURCE ? &pkt->src : &pkt->dst;
 	__be16 old_port = end == SOURCE ? pkt->sport : pkt->dport;
 	int err;
 
 	if (pkt->ipv6)
-		err = rewrite_ipv6_addr(skb, pkt, end, l4_flags, store, old, addr);
+		err = rewrite_ipv6_addr(skb, pkt, end, check, l4_flags, old, addr);
 	else
-		err = rewrite_ipv4_addr(skb, pkt, end, l4_flags, old->word[3], addr->word[3]);
+		err = rewrite_ipv4_addr(skb, pkt, end, check, l4_flags, old->word[3], addr->word[3]);
 	if (err)
 		return -1;
 	if (port == old_port)
 		return 0;
-	if (bpf_l4_csum_replace(skb, checksum_offset(pkt), old_port, port, l4_flags | sizeof(port)))
+	if (check && bpf_l4_csum_replace(skb, check, old_port, port, l4_flags | sizeof(port)))
 		return -1;
-	return bpf_skb_store_bytes(skb, port_offset(pkt, end), &port, sizeof(port), store);
+	/* Without a checksum nothing cancels the change in skb->csum. */
+	return bpf_skb_store_bytes(skb, port_offset(pkt, end), &port, sizeof(port),
+				   check ? 0 : BPF_F_RECOMPUTE_CSUM);
+}
+
+/* The one's complement difference between two words of a packet. */
+static __always_inline __u32 word_diff(__be16 from, __be16 to, __u32 seed)
+{
+	__be32 old = from, new = to;
+
+	return bpf_csum_diff(&old, sizeof(old), &new, sizeof(new), seed);
+}
+
+static __always_inline __be16 checksum_plus(__be16 check, __u32 diff)
+{
+	__u32 sum = (diff & 0xffff) + (diff >> 16);
+
+	sum += (__u16)~check;
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* The same for a packet that an ICMP error quotes, which may be cut short behind
+ * the ports. *diff gets the change of the sum over all octets of the quotation,
+ * for the error's own checksum.
+ */
+static __always_inline int rewrite_quoted(struct __sk_buff *skb, const struct packet *quoted, enum end end,
+					  const struct addr *addr, __be16 port, __u32 *diff)
+{
+	const struct addr *old = end == SOURCE ? &quoted->src : &quoted->dst;
+	__be16 old_port = end == SOURCE ? quoted->sport : quoted->dport;
+	__u32 off = checksum_offset(skb, quoted);
+	__u32 covered = word_diff(old_port, port, 0), address;
+	__be16 check, new;
+
+	address = bpf_csum_diff((__be32 *)old, sizeof(*old), (__be32 *)addr, sizeof(*addr), 0);
+	*diff = covered;
+	if (quoted->ipv6) {
+		*diff = word_diff(old_port, port, address);
+		if (bpf_skb_store_bytes(skb, addr_offset(quoted, end), addr, sizeof(*addr), 0))
+			return -1;
+	} else if (rewrite_ipv4_addr(skb, quoted, end, 0, 0, old->word[3], addr->word[3])) {
+		return -1; /* address and header checksum cancel out */
+	}
+	if (quoted->proto != IPPROTO_ICMP)
+		covered = word_diff(old_port, port, address);
+	if (port != old_port && bpf_skb_store_bytes(skb, port_offset(quoted, end), &port, sizeof(port), 0))
+		return -1;
+	if (!off || bpf_skb_load_bytes(skb, off, &check, sizeof(check)))
+		return 0;
+	new = checksum_plus(check, covered);
+	if (!new && quoted->proto == IPPROTO_UDP)
+		new = 0xffff;
+	*diff = word_diff(check, new, *diff);
+	return bpf_skb_store_bytes(skb, off, &new, sizeof(new), 0);
 }

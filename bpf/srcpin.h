@@ -8,6 +8,8 @@
 
 #include "account.h"
 #include "conntrack.h"
+#include "error.h"
+#include "fragment.h"
 #include "parse.h"
 #include "rewrite.h"
 #include "role.h"
@@ -15,18 +17,6 @@
 #define PORT_TRIES 16 /* public ends tried for one flow */
 #define EEXIST 17
 #define FOREIGN_NS 60000000000ULL /* twice as long as conntrack keeps an ICMP echo */
-
-/* The key of a packet that leaves (self = source) or arrives (self = destination). */
-static __always_inline void key_of(const struct packet *pkt, __u32 slot, enum end self, struct flow_key *key)
-{
-	__builtin_memset(key, 0, sizeof(*key));
-	key->slot = slot;
-	key->proto = pkt->proto;
-	key->self = self == SOURCE ? pkt->src : pkt->dst;
-	key->remote = self == SOURCE ? pkt->dst : pkt->src;
-	key->self_port = self == SOURCE ? pkt->sport : pkt->dport;
-	key->remote_port = self == SOURCE ? pkt->dport : pkt->sport;
-}
 
 /* Another port for the same address, from the range netfilter would take it
  * from, so that a privileged port stays privileged.
@@ -47,17 +37,17 @@ static __always_inline __be16 another_port(__u8 proto, __be16 port)
 }
 
 /* Remembers that a flow keeps the router's own address until it ends. */
-static __always_inline struct verdict leave_unpinned(const struct flow_key *key, const struct conntrack *ct,
-						     __u32 pin, enum pin_counter reason)
+static __always_inline verdict leave_unpinned(const struct flow_key *key, const struct conntrack *ct,
+					      __u32 pin, enum pin_counter reason)
 {
 	struct unpinned_flow flow = {.conntrack = ct->id, .pin = pin, .reason = reason};
 
 	if (bpf_map_update_elem(&unpinned, key, &flow, BPF_ANY))
 		reason = PIN_FULL; /* the next packet is judged anew */
-	return (struct verdict){pin, reason};
+	return judged(pin, reason);
 }
 
-/* Did somebody else's ICMP echo leave from this public end lately? */
+/* Did somebody else use this public end lately, as far as conntrack cannot be asked? */
 static __always_inline bool used_by_others(const struct flow_key *key)
 {
 	__u64 *seen = bpf_map_lookup_elem(&foreign, key);
@@ -65,38 +55,39 @@ static __always_inline bool used_by_others(const struct flow_key *key)
 	return seen && bpf_ktime_get_coarse_ns() - *seen < FOREIGN_NS;
 }
 
-/* Takes a public end for the flow; *end is what the flow got. PIN_CREATED, or
- * why it got none.
+/* Takes a public end for the flow; b->end is what it wants and then what it got.
+ * PIN_CREATED, or why it got none.
  */
 static __noinline int take_public_end(struct __sk_buff *skb, bool ipv6, const struct flow_key *local_key,
-				      struct public_end *end)
+				      struct binding *b)
 {
-	__u32 zero = 0;
-	struct binding *b = bpf_map_lookup_elem(&bench, &zero);
+	struct local_end *mine = &b->mine;
+	struct public_end *end = &b->end;
+	struct flow_key *key = &b->key;
 	struct public_end *winner;
-	struct local_end *mine;
-	struct flow_key *key;
+	/* What conntrack holds on the public end is the flow itself. */
+	bool native = end->flags & MAPPING_NATIVE;
+	bool may_change = has_ports(local_key->proto) && !native;
 	long err;
 
-	if (!b)
-		return PIN_ERROR; /* cannot be: it has one entry */
-	key = &b->key;
-	mine = &b->mine;
 	__builtin_memset(mine, 0, sizeof(*mine));
 	*key = *local_key;
 	key->self = end->addr;
 	mine->addr = local_key->self;
 	mine->port = local_key->self_port;
 	mine->pin = end->pin;
+	mine->flags = end->flags;
 	mine->born_ns = bpf_ktime_get_coarse_ns();
 	err = -EEXIST;
 	for (int i = 0; i < PORT_TRIES; i++) {
 		struct local_end *other;
 
+		if (i && !may_change)
+			break;
 		if (i)
 			key->self_port = another_port(key->proto, key->self_port);
-		if (!bpf_map_lookup_elem(&by_public, key) && !used_by_others(key) &&
-		    !conntrack_holds(skb, ipv6, key, &b->question)) {
+		if (!bpf_map_lookup_elem(&by_public, key) &&
+		    (native || (!used_by_others(key) && !conntrack_holds(skb, ipv6, key, &b->question)))) {
 			err = bpf_map_update_elem(&by_public, key, mine, BPF_NOEXIST);
 			if (err != -EEXIST)
 				break;
@@ -113,6 +104,7 @@ static __noinline int take_public_end(struct __sk_buff *skb, bool ipv6, const st
 	end->port = key->self_port;
 	err = bpf_map_update_elem(&by_local, local_key, end, BPF_NOEXIST);
 	if (!err) {
+		note_remote(key);
 		count_pin(end->pin, PIN_CREATED);
 		if (end->port != local_key->self_port)
 			count_pin(end->pin, PIN_CLASH);
@@ -135,93 +127,67 @@ static __always_inline __u32 pin_for(__u32 slot, const struct addr *client)
 	return pin ? *pin : 0;
 }
 
-static __always_inline struct verdict send_pinned(struct __sk_buff *skb, const struct packet *pkt,
-						  const struct public_end *end)
+/* What a flow gets if nothing stands against it; NULL: no pin takes it. */
+static __always_inline struct pin *want(const struct flow_key *key, const struct packet *pkt,
+					struct binding *b)
 {
-	struct role *role = bpf_map_lookup_elem(&roles, &end->pin);
+	struct pin *pin;
 
+	__builtin_memset(&b->end, 0, sizeof(b->end));
+	b->end.pin = pin_for(key->slot, &b->ct.client);
+	b->end.addr = pkt->src;
+	b->end.port = key->self_port;
+	b->end.last_out_ns = bpf_ktime_get_coarse_ns();
+	pin = bpf_map_lookup_elem(&pins, &b->end.pin);
+	return b->end.pin ? pin : NULL;
+}
+
+static __always_inline verdict send_pinned(struct __sk_buff *skb, const struct packet *pkt,
+					   const struct public_end *end)
+{
 	if (!(end->flags & MAPPING_NATIVE) && rewrite_end(skb, pkt, SOURCE, &end->addr, end->port))
-		return (struct verdict){end->pin, PIN_ERROR};
-	if (role && role->role != ROLE_MASTER)
-		count_pin(end->pin, PIN_VIP_WHILE_BACKUP);
-	return (struct verdict){end->pin, PIN_PINNED};
+		return judged(end->pin, PIN_ERROR);
+	count_role(end->pin);
+	return judged(end->pin, PIN_PINNED);
 }
 
 /* A masqueraded flow without a mapping: it gets one now or never. */
-static __always_inline struct verdict decide(struct __sk_buff *skb, const struct packet *pkt,
-					     const struct flow_key *key, const struct conntrack *ct,
-					     enum unique_state unique)
+static __always_inline verdict decide(struct __sk_buff *skb, const struct packet *pkt,
+				      const struct flow_key *key, struct binding *b, enum unique_state unique)
 {
 	struct unpinned_flow *known = bpf_map_lookup_elem(&unpinned, key);
-	struct public_end end = {};
+	struct conntrack *ct = &b->ct;
+	struct public_end *end = &b->end;
 	enum pin_counter reason;
 	struct pin *pin;
 
 	if (known && !known->conntrack)
 		known->conntrack = ct->id;
 	if (known && known->conntrack == ct->id)
-		return (struct verdict){known->pin, known->reason};
-	end.pin = pin_for(key->slot, &ct->client);
-	pin = bpf_map_lookup_elem(&pins, &end.pin);
-	if (!end.pin || !pin)
+		return judged(known->pin, known->reason);
+	pin = want(key, pkt, b);
+	if (!pin)
 		return leave_unpinned(key, ct, 0, PIN_SOURCE);
-	end.addr = pkt->ipv6 ? pin->vip6 : pin->vip4;
-	end.last_out_ns = bpf_ktime_get_coarse_ns();
+	end->addr = pkt->ipv6 ? pin->vip6 : pin->vip4;
 	if (unique == UNIQUE_NEW)
 		reason = PIN_BORN_BEFORE;
 	else if (!(pin->flags & PIN_ENABLED))
 		reason = PIN_OFF;
-	else if (addr_is_zero(&end.addr))
+	else if (addr_is_zero(&end->addr))
 		reason = PIN_NO_VIP;
 	else if (ct->status & (IPS_HELPER | IPS_EXPECTED))
 		reason = PIN_HELPER;
 	else if (ct->status & IPS_SEEN_REPLY)
 		reason = PIN_BORN_BEFORE; /* under way: its decision could not be remembered */
 	else
-		reason = judge_role(end.pin, pin->group);
+		reason = judge_role(end->pin, pin->group);
 	if (reason == PIN_CREATED)
-		reason = take_public_end(skb, pkt->ipv6, key, &end);
+		reason = take_public_end(skb, pkt->ipv6, key, b);
 	if (reason != PIN_CREATED)
-		return leave_unpinned(key, ct, end.pin, reason);
+		return leave_unpinned(key, ct, end->pin, reason);
 	if (known) /* it told of an earlier flow on this tuple */
 		bpf_map_delete_elem(&unpinned, key);
-	return send_pinned(skb, pkt, &end);
-}
-
-/* A packet of nobody's mapping leaves from an address that is not unique: is
- * it from a VIP, and does it step on a mapping?
- */
-static __always_inline struct verdict watch_foreign(const struct packet *pkt, const struct flow_key *key)
-{
-	struct slot_addr from = {.slot = key->slot, .addr = pkt->src};
-	struct vip *vip = bpf_map_lookup_elem(&vips, &from);
-	struct local_end *mapped;
-	struct role *role;
-
-	if (!vip)
-		return untouched();
-	role = bpf_map_lookup_elem(&roles, &vip->pin);
-	if (role && role->role != ROLE_MASTER)
-		count_pin(vip->pin, PIN_VIP_WHILE_BACKUP);
-	mapped = bpf_map_lookup_elem(&by_public, key);
-	if (mapped && !(mapped->flags & MAPPING_NATIVE))
-		return (struct verdict){vip->pin, PIN_FOREIGN};
-	if (!mapped && is_echo_request(pkt)) {
-		__u64 now = bpf_ktime_get_coarse_ns();
-
-		bpf_map_update_elem(&foreign, key, &now, BPF_ANY);
-	}
-	return untouched();
-}
-
-/* A packet that this router made itself is of a mapped flow only when its
- * conntrack entry is (REJECT's RST). It may also be an answer to a packet that
- * conntrack did not take for the flow: let out with the VIP, such a RST would
- * end a connection that is alive.
- */
-static __always_inline bool is_of_flow(const struct packet *pkt, const struct conntrack *ct)
-{
-	return (ct->status & IPS_SRC_NAT) && addr_equal(&ct->translated, &pkt->src);
+	return send_pinned(skb, pkt, end);
 }
 
 /* Only a packet that was forwarded and masqueraded to a unique address of this
@@ -231,7 +197,7 @@ static __always_inline bool is_of_flow(const struct packet *pkt, const struct co
  */
 static __always_inline bool is_masqueraded(const struct packet *pkt, const struct conntrack *ct)
 {
-	return !ct->reply && ct->masqueraded && is_of_flow(pkt, ct);
+	return !ct->reply && ct->masqueraded && is_of_flow(ct, &pkt->src);
 }
 
 static __always_inline enum unique_state *find_unique(__u32 slot, const struct addr *addr)
@@ -241,20 +207,93 @@ static __always_inline enum unique_state *find_unique(__u32 slot, const struct a
 	return bpf_map_lookup_elem(&uniques, &key);
 }
 
-static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)
+/* Masquerade itself chose the VIP (the flow leaves by the virtual MAC's
+ * interface, or the VIP is alone in the next hop's subnet): nothing is to be
+ * rewritten, but the flow gets a mapping, since the peer must learn of it.
+ * Whatever stands against that changes nothing for the flow.
+ */
+static __always_inline verdict note_native(struct __sk_buff *skb, const struct packet *pkt,
+					   const struct flow_key *key, struct binding *b)
 {
-	enum unique_state *unique;
-	struct public_end *end;
-	struct conntrack ct;
-	struct flow_key key;
-	bool known;
+	struct public_end *end = &b->end;
+	struct pin *pin = want(key, pkt, b);
 
-	known = !pkt->fragment && parse_ports(skb, pkt) && !is_echo_reply(pkt);
-	if (known) {
-		key_of(pkt, slot, SOURCE, &key);
+	if (!pin || !(pin->flags & PIN_ENABLED) || b->ct.status & (IPS_HELPER | IPS_EXPECTED) ||
+	    judge_role(end->pin, pin->group) != PIN_CREATED)
+		return untouched();
+	end->flags = MAPPING_NATIVE;
+	if (take_public_end(skb, pkt->ipv6, key, b) != PIN_CREATED)
+		return untouched();
+	return judged(end->pin, PIN_PINNED);
+}
+
+/* A packet of nobody's mapping leaves from an address that is not unique: is
+ * it from a VIP, and does it step on a mapping?
+ */
+static __always_inline verdict watch_vip(struct __sk_buff *skb, const struct packet *pkt,
+					 const struct flow_key *key, struct binding *b)
+{
+	struct vip *vip = find_vip(key->slot, &pkt->src);
+	struct local_end *mapped;
+
+	if (!vip)
+		return untouched();
+	count_role(vip->pin);
+	mapped = bpf_map_lookup_elem(&by_public, key);
+	if (mapped && !(mapped->flags & MAPPING_NATIVE))
+		return judged(vip->pin, PIN_FOREIGN);
+	if (mapped)
+		return untouched();
+	if (skb->ingress_ifindex && read_conntrack(skb, pkt->ipv6, &b->ct) && is_masqueraded(pkt, &b->ct))
+		return note_native(skb, pkt, key, b);
+	if (pkt->proto != IPPROTO_TCP && pkt->proto != IPPROTO_UDP) {
+		__u64 now = bpf_ktime_get_coarse_ns();
+
+		bpf_map_update_elem(&foreign, key, &now, BPF_ANY);
+	}
+	return untouched();
+}
+
+/* A packet that no mapping knows. */
+__noinline verdict leave_unmapped(struct __sk_buff *skb, const struct packet *pkt, const struct flow_key *key,
+				  enum transport transport)
+{
+	bool known = transport == FLOW;
+	enum unique_state *unique;
+	struct binding *b;
+	__u32 zero = 0;
+
+	b = bpf_map_lookup_elem(&bench, &zero);
+	if (!pkt || !key || !b || is_echo_reply(pkt))
+		return untouched();
+	unique = find_unique(key->slot, &pkt->src);
+	if (!unique)
+		return known ? watch_vip(skb, pkt, key, b) : untouched();
+	if (!skb->ingress_ifindex)
+		return untouched();
+	if (!read_conntrack(skb, pkt->ipv6, &b->ct))
+		return judged(0, PIN_NO_CONNTRACK);
+	if (!is_masqueraded(pkt, &b->ct))
+		return untouched();
+	if (known)
+		return decide(skb, pkt, key, b, *unique);
+	if (transport == NOT_TRANSLATED || transport == IN_PIECES)
+		return judged(pin_for(key->slot, &b->ct.client),
+			      transport == IN_PIECES ? PIN_FRAGMENT : PIN_PROTOCOL);
+	return untouched();
+}
+
+static __always_inline verdict pin_egress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)
+{
+	enum transport transport = parse_transport(skb, pkt, false);
+	struct public_end *end;
+	struct flow_key key;
+	verdict v;
+
+	key_of(pkt, slot, SOURCE, &key);
+	if (transport == FLOW && !is_echo_reply(pkt)) {
 		end = bpf_map_lookup_elem(&by_local, &key);
-		if (end && !skb->ingress_ifindex &&
-		    (!read_conntrack(skb, pkt->ipv6, &ct) || !is_of_flow(pkt, &ct)))
+		if (end && !skb->ingress_ifindex && !carries_flow(skb, pkt->ipv6, &key.self))
 			return untouched();
 		if (end) {
 			__u64 now = bpf_ktime_get_coarse_ns();
@@ -264,29 +303,28 @@ static __always_inline struct verdict pin_egress(struct __sk_buff *skb, struct p
 			return send_pinned(skb, pkt, end);
 		}
 	}
-	unique = find_unique(slot, &pkt->src);
-	if (!unique)
-		return known ? watch_foreign(pkt, &key) : untouched();
-	if (!skb->ingress_ifindex)
-		return untouched();
-	if (!read_conntrack(skb, pkt->ipv6, &ct))
-		return (struct verdict){0, PIN_NO_CONNTRACK};
-	if (!is_masqueraded(pkt, &ct))
-		return untouched();
-	if (pkt->fragment)
-		return (struct verdict){pin_for(slot, &ct.client), PIN_FRAGMENT};
-	if (!known)
-		return untouched();
-	return decide(skb, pkt, &key, &ct, *unique);
+	if (transport == ICMP_ERROR)
+		return error_leaves(skb, pkt, slot);
+	if (transport == IN_PIECES) {
+		v = pin_fragment(skb, pkt, slot, true);
+		if (verdict_counter(v) < PIN_COUNTERS)
+			return v;
+	}
+	return leave_unmapped(skb, pkt, &key, transport);
 }
 
-static __always_inline struct verdict pin_ingress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)
+static __always_inline verdict pin_ingress(struct __sk_buff *skb, struct packet *pkt, __u32 slot)
 {
+	enum transport transport = parse_transport(skb, pkt, false);
 	struct local_end *end;
 	struct flow_key key;
 	__u64 now;
 
-	if (pkt->fragment || !parse_ports(skb, pkt) || is_echo_request(pkt))
+	if (transport == ICMP_ERROR)
+		return error_arrives(skb, pkt, slot);
+	if (transport == IN_PIECES)
+		return pin_fragment(skb, pkt, slot, false);
+	if (transport != FLOW || is_echo_request(pkt))
 		return untouched();
 	key_of(pkt, slot, DESTINATION, &key);
 	end = bpf_map_lookup_elem(&by_public, &key);
@@ -296,6 +334,8 @@ static __always_inline struct verdict pin_ingress(struct __sk_buff *skb, struct 
 	if (end->last_in_ns != now)
 		end->last_in_ns = now;
 	if (!(end->flags & MAPPING_NATIVE) && rewrite_end(skb, pkt, DESTINATION, &end->addr, end->port))
-		return (struct verdict){end->pin, PIN_ERROR};
-	return (struct verdict){end->pin, PIN_RETURNED};
+		return judged(end->pin, PIN_ERROR);
+	if (pkt->fragment)
+		note_remote(&key);
+	return judged(end->pin, PIN_RETURNED);
 }

@@ -35,6 +35,7 @@ enum pin_counter {
 	PIN_VIP_WHILE_BACKUP, /* left with the VIP although we are not MASTER */
 	PIN_FOREIGN, /* left from the public end of a mapping without being its flow */
 	PIN_CLASH, /* mappings whose port could not be kept */
+	PIN_EARLY_FRAGMENT, /* came to the VIP before the first fragment and was sent on on suspicion */
 	/* Left with the unique address because: */
 	PIN_OFF, /* the pin is switched off */
 	PIN_BACKUP, /* we are not MASTER */
@@ -46,14 +47,15 @@ enum pin_counter {
 	PIN_FULL, /* a map is full */
 	PIN_NO_PORT, /* no free port on the VIP within the tries */
 	PIN_NO_CONNTRACK, /* the packet carries no conntrack entry */
-	PIN_FRAGMENT, /* a fragment */
+	PIN_FRAGMENT, /* a later fragment whose first one was not seen */
+	PIN_PROTOCOL, /* a protocol that is not translated: UDP-Lite, DCCP, ICMP queries other than echo */
 	PIN_ERROR, /* the packet could not be rewritten and left as it was */
 	PIN_COUNTERS,
 };
 
 /* Set in both directions' values of a mapping. */
 enum mapping_flags {
-	MAPPING_NATIVE = 1 << 0, /* conntrack itself knows the public end: nothing is rewritten */
+	MAPPING_NATIVE = 1 << 0, /* conntrack itself knows the flow by the public end: nothing is rewritten */
 	MAPPING_ACKED = 1 << 1, /* the peer has it */
 } __attribute__((packed));
 
@@ -78,6 +80,40 @@ struct local_end {
 	__u32 pin;
 	__u64 born_ns;
 	__u64 last_in_ns;
+};
+
+/* fragments: only the first one has ports, the others go its way. */
+struct fragment_key {
+	__u32 slot;
+	__u32 ident; /* as it stands in the packet */
+	struct addr src; /* as it arrives here */
+	struct addr dst;
+	__u8 proto; /* 0 for IPv6, whose identification is the same for every protocol */
+	__u8 out; /* 1: seen at egress */
+	__u8 pad[2];
+};
+
+/* What became of the first one. */
+struct fragment {
+	struct addr addr; /* our end after it */
+	__u32 pin;
+	__u32 counter; /* enum pin_counter */
+};
+
+/* by_remote: a witness that a remote host talks to some mapping by this
+ * protocol, for fragments that come before their first one.
+ */
+struct remote_key {
+	__u32 slot;
+	__u8 proto;
+	__u8 pad[3];
+	struct addr self; /* the public end's address */
+	struct addr remote;
+};
+
+struct remote {
+	__be16 self_port; /* with the key: a mapping in by_public; it counts while it is there */
+	__be16 remote_port;
 };
 
 /* unpinned: the masqueraded flows that keep the router's own address for as
@@ -222,6 +258,16 @@ struct advert_scratch {
 	__u8 payload[ADVERT_MAX];
 };
 
+/* The flow that conntrack takes a packet for. */
+struct conntrack {
+	__u64 id; /* tells one entry from the next on the same tuple */
+	__u64 status;
+	struct addr client; /* source of the original direction: the inside host */
+	struct addr translated; /* destination of the reply direction: what masquerade chose */
+	__s32 masqueraded; /* see masqueraded_on */
+	__u32 reply; /* this packet's direction */
+};
+
 /* bpf_skb_ct_lookup's arguments; struct bpf_ct_opts is the kernel's of Linux
  * 6.1, which later ones take, too.
  */
@@ -238,10 +284,12 @@ struct conntrack_question {
 	struct bpf_ct_opts opts;
 };
 
-/* A public end in the making. */
+/* A mapping in the making. */
 struct binding {
+	struct conntrack ct;
 	struct flow_key key;
 	struct local_end mine;
+	struct public_end end;
 	struct conntrack_question question;
 };
 

@@ -46,12 +46,6 @@ func TestNotOfTheFlow(t *testing.T) {
 			id := max(f.src.Port(), f.dst.Port())
 			f.src, f.dst = netip.AddrPortFrom(f.src.Addr(), id), netip.AddrPortFrom(f.dst.Addr(), id)
 		}},
-		{"first fragment", 4, 255, func(f *frame) { f.fragment = 0x2000 }},
-		{"later fragment", 4, 255, func(f *frame) { f.fragment = 0x2010 }},
-		{"last fragment", 4, 255, func(f *frame) { f.fragment = 0x0010 }},
-		{"first fragment", 6, 255, func(f *frame) { f.ext = []extension{firstFragment} }},
-		{"later fragment", 6, 255, func(f *frame) { f.ext = []extension{laterFragment} }},
-		{"fragment behind options", 6, 255, func(f *frame) { f.ext = []extension{hopByHop, firstFragment} }},
 		{"nine extension headers", 6, 255, func(f *frame) {
 			for range 9 {
 				f.ext = append(f.ext, destinationOpt)

@@ -22,9 +22,10 @@ type PinCounters struct {
 	VIPWhileBackup uint64 // left with the VIP although this router is not MASTER
 	Foreign        uint64 // left from a mapping's public end without being its flow
 	Clash          uint64 // mappings that could not keep their port
+	EarlyFragments uint64 // came to the VIP before their first fragment and were sent on
 	// Unpinned are packets that left with the router's own address, by reason:
 	// off, backup, stale_role, born_before, no_vip, source, helper, full,
-	// no_port, no_conntrack, fragment, error. Every reason is there.
+	// no_port, no_conntrack, fragment, protocol, error. Every reason is there.
 	Unpinned map[string]uint64
 }
 
@@ -49,6 +50,7 @@ var unpinnedReasons = map[bpf.DataplanePinCounter]string{
 	bpf.DataplanePinCounterPIN_NO_PORT:      "no_port",
 	bpf.DataplanePinCounterPIN_NO_CONNTRACK: "no_conntrack",
 	bpf.DataplanePinCounterPIN_FRAGMENT:     "fragment",
+	bpf.DataplanePinCounterPIN_PROTOCOL:     "protocol",
 	bpf.DataplanePinCounterPIN_ERROR:        "error",
 }
 
@@ -94,6 +96,7 @@ func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
 		VIPWhileBackup: packets[bpf.DataplanePinCounterPIN_VIP_WHILE_BACKUP],
 		Foreign:        packets[bpf.DataplanePinCounterPIN_FOREIGN],
 		Clash:          packets[bpf.DataplanePinCounterPIN_CLASH],
+		EarlyFragments: packets[bpf.DataplanePinCounterPIN_EARLY_FRAGMENT],
 		Unpinned:       make(map[string]uint64),
 	}
 	for counter, reason := range unpinnedReasons {
@@ -152,6 +155,7 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 			PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
 			PacketsVIPWhileBackup: counters.VIPWhileBackup, PacketsReturned: counters.Returned,
 			PacketsForeign: counters.Foreign, MappingsCreated: counters.Created, PortClashes: counters.Clash,
+			PacketsEarlyFragments: counters.EarlyFragments,
 		})
 		return err
 	})

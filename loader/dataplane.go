@@ -34,8 +34,10 @@ type pinnedMaps struct {
 	Adverts      *ebpf.Map `ebpf:"adverts"`
 	ByLocal      *ebpf.Map `ebpf:"by_local"`
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
+	ByRemote     *ebpf.Map `ebpf:"by_remote"`
 	Claims       *ebpf.Map `ebpf:"claims"`
 	Foreign      *ebpf.Map `ebpf:"foreign"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
@@ -54,8 +56,8 @@ type pinnedMaps struct {
 
 func (m *pinnedMaps) all() []*ebpf.Map {
 	return []*ebpf.Map{
-		m.Adverts, m.ByLocal, m.ByPublic, m.Claims, m.Foreign, m.Groups, m.Heartbeat, m.Ifaces, m.OwnAdverts,
-		m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
+		m.Adverts, m.ByLocal, m.ByPublic, m.ByRemote, m.Claims, m.Foreign, m.Fragments, m.Groups, m.Heartbeat,
+		m.Ifaces, m.OwnAdverts, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
 	}
 }
 
@@ -65,7 +67,8 @@ var flowMaps = map[string]bool{bpf.DataplaneMapByLocal: true, bpf.DataplaneMapBy
 // disposableMaps hold nothing a flow depends on: another version that lays them
 // out differently starts them anew.
 var disposableMaps = map[string]bool{
-	bpf.DataplaneMapAdverts: true, bpf.DataplaneMapClaims: true, bpf.DataplaneMapForeign: true,
+	bpf.DataplaneMapAdverts: true, bpf.DataplaneMapByRemote: true, bpf.DataplaneMapClaims: true,
+	bpf.DataplaneMapForeign: true, bpf.DataplaneMapFragments: true,
 	bpf.DataplaneMapPinCounters: true, bpf.DataplaneMapVrrpCounters: true,
 }
 

@@ -205,8 +205,8 @@ func TestPinState(t *testing.T) {
 	ifindex := addVeth(t, "wan0", "wan1")
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	mustApply(t, d, onePin(ifindex, "wan0", true))
-	const off = 1*18 + 6 // pin 1, PIN_OFF
-	if err := errors.Join(d.maps.PinCounters.Put(uint32(18), sevens()), d.maps.PinCounters.Put(uint32(off), sevens())); err != nil {
+	const off = pinCounters + uint32(bpf.DataplanePinCounterPIN_OFF) // of pin 1
+	if err := errors.Join(d.maps.PinCounters.Put(pinCounters, sevens()), d.maps.PinCounters.Put(off, sevens())); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.SetEnabled(1, false, policy.EnabledByToggle); err != nil {
@@ -220,7 +220,7 @@ func TestPinState(t *testing.T) {
 	sevenEach := 7 * uint64(possibleCPUs())
 	row := rows[0]
 	if row.Enabled || row.EnabledBy != policy.EnabledByToggle || row.Flows != 1 || row.PacketsPinned != sevenEach ||
-		row.PacketsUnpinned != sevenEach || row.UnpinnedBy["off"] != sevenEach || len(row.UnpinnedBy) != 12 {
+		row.PacketsUnpinned != sevenEach || row.UnpinnedBy["off"] != sevenEach || len(row.UnpinnedBy) != 13 {
 		t.Errorf("row %+v", row)
 	}
 	var flows []policy.Mapping

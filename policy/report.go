@@ -35,7 +35,8 @@ type PinStatus struct {
 	PacketsReturned       uint64            `json:"packets_returned"` // answers brought back to their flow
 	PacketsForeign        uint64            `json:"packets_foreign"`  // of others, from a mapping's public end
 	MappingsCreated       uint64            `json:"mappings_created"`
-	PortClashes           uint64            `json:"port_clashes"` // mappings whose port could not be kept
+	PortClashes           uint64            `json:"port_clashes"`            // mappings whose port could not be kept
+	PacketsEarlyFragments uint64            `json:"packets_early_fragments"` // see loader.PinCounters
 }
 
 // FlowStatus is one line of "vippin flows -j". Packets and Bytes are null

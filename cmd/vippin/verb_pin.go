@@ -64,7 +64,8 @@ did not and why:
     full           the mapping table is full (dataplane.max_flows)
     no_port        no free port on the VIP was found
     no_conntrack   conntrack does not know the packet
-    fragment       a fragment
+    fragment       a later fragment whose first one was not seen
+    protocol       not translated: UDP-Lite, DCCP, ICMP queries other than echo
     error          it could not be rewritten
 
 It works without a daemon too (after "vippin load").`,
