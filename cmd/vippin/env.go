@@ -29,6 +29,7 @@ type env struct {
 
 	dial      func(ctx context.Context, path string) (net.Conn, error) // the control socket
 	observe   func() (policy.Observed, error)
+	machine   func(loader.MachineOptions) policy.Machine
 	open      func(bpffs string) (dataplane, error)
 	load      func(loader.Options) (dataplane, error)
 	conntrack func(context.Context) (conntrackView, error)
@@ -62,6 +63,7 @@ func newEnv() *env {
 			return d.DialContext(ctx, "unix", path)
 		},
 		observe:   loader.Observe,
+		machine:   loader.Machine,
 		open:      openDataplane,
 		load:      loadDataplane,
 		conntrack: dumpConntrack,

@@ -78,7 +78,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetHelpCommandGroupID("service")
 	root.SetCompletionCommandGroupID("service")
 	root.AddCommand(
-		c.status(), c.flows(), c.vrrp(), c.monitor(), c.check(),
+		c.status(), c.flows(), c.vrrp(), c.monitor(), c.check(), c.doctor(),
 		c.pin(), c.reload(),
 		c.run(), c.load(), c.unload(),
 		c.version(), c.man(),

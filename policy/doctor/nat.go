@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"vippin/policy"
+)
+
+// Source NAT: vippin works behind masquerade.
+
+// reaches says whether a rule can meet packets that leave by an interface, as
+// far as its conditions are known.
+func reaches(rule policy.NATRule, link policy.Link) bool {
+	return !slices.ContainsFunc(rule.Out, func(m policy.OutMatch) bool { return m.Not == matches(m, link) })
+}
+
+func matches(m policy.OutMatch, link policy.Link) bool {
+	return slices.Contains(m.Indexes, link.Index) || slices.ContainsFunc(m.Names, func(name string) bool {
+		if begin, wild := strings.CutSuffix(name, "*"); wild {
+			return strings.HasPrefix(link.Name, begin)
+		}
+		return name == link.Name
+	})
+}
+
+// rulesFor lists the rules of a family that reach a pin's interface or a
+// virtual MAC over it.
+func (v *view) rulesFor(p pin, v4 bool) (rules []policy.NATRule) {
+	for _, rule := range v.Machine.NAT.Rules {
+		if v4 && !rule.IPv4 || !v4 && !rule.IPv6 {
+			continue
+		}
+		if reaches(rule, *p.link) || slices.ContainsFunc(p.vmacs, func(link policy.Link) bool { return reaches(rule, link) }) {
+			rules = append(rules, rule)
+		}
+	}
+	return rules
+}
+
+// covers says whether a fixed translation uses an address.
+func covers(rule policy.NATRule, addr netip.Addr) bool {
+	return !rule.Masquerade && rule.From.IsValid() && rule.To.IsValid() && addr.IsValid() &&
+		rule.From.Unmap().BitLen() == addr.BitLen() && rule.From.Unmap().Compare(addr) <= 0 && addr.Compare(rule.To.Unmap()) <= 0
+}
+
+func checkMasquerade(v *view) []Finding {
+	if !v.Machine.NAT.Known {
+		return nil
+	}
+	var found, notes []Finding
+	seen := make(map[string]bool)
+	for _, p := range v.present() {
+		if !p.enabled() || seen[p.link.Name] || p.link.Name == "" {
+			continue
+		}
+		seen[p.link.Name] = true
+		var lacking []string
+		wanted := 0
+		for _, family := range []struct {
+			name string
+			vip  netip.Addr
+		}{{"IPv4", p.VIP4}, {"IPv6", p.VIP6}} {
+			if !family.vip.IsValid() {
+				continue
+			}
+			wanted++
+			masquerades := func(rule policy.NATRule) bool { return rule.Masquerade || covers(rule, family.vip) }
+			if !slices.ContainsFunc(v.rulesFor(p, is4(family.vip)), masquerades) {
+				lacking = append(lacking, family.name)
+			}
+		}
+		switch legacy := v.legacy(lacking); {
+		case len(lacking) == 0:
+		case legacy:
+			notes = append(notes, ok("no nf_tables rule masquerades %s to %s; there are rules of legacy iptables, which are not looked at (iptables-legacy -t nat -S)",
+				strings.Join(lacking, " and "), p.name()))
+		case len(lacking) == wanted:
+			found = append(found, fault(masquerade(p.link.Name), "no rule masquerades %s to %s: nothing is pinned there",
+				strings.Join(lacking, " or "), p.name()))
+		default: // routed IPv6 beside masqueraded IPv4 is usual
+			notes = append(notes, ok("no rule masquerades %s to %s: there is nothing to pin of it", lacking[0], p.name()))
+		}
+	}
+	if len(found) > 0 || len(notes) > 0 {
+		return append(found, notes...)
+	}
+	if len(seen) == 0 {
+		return nil
+	}
+	return only(ok("a rule masquerades to every pinned interface"))
+}
+
+// legacy says whether some of the families have a nat table of legacy iptables.
+func (v *view) legacy(families []string) bool {
+	return slices.ContainsFunc(v.Machine.NAT.Legacy, func(family string) bool { return slices.Contains(families, family) })
+}
+
+func masquerade(ifname string) string {
+	return lines("# keep it where your other rules are, too",
+		"nft add table inet nat",
+		"nft add chain inet nat postrouting '{ type nat hook postrouting priority srcnat; }'",
+		fmt.Sprintf("nft add rule inet nat postrouting oifname %q masquerade", ifname))
+}
+
+// checkSNAT looks for rules that do by themselves what a pin does.
+func checkSNAT(v *view) []Finding {
+	var found []Finding
+	for _, p := range v.present() {
+		for _, vip := range []netip.Addr{p.VIP4, p.VIP6} {
+			if !vip.IsValid() {
+				continue
+			}
+			for _, rule := range v.rulesFor(p, is4(vip)) {
+				if !covers(rule, vip) {
+					continue
+				}
+				table, _, _ := strings.Cut(rule.Where, ", ")
+				found = append(found, warning(lines("# let it say \"masquerade\" and vippin put the VIP there, or take the pin away; this is the rule:",
+					"nft -a list "+table),
+					"a rule translates to the VIP %s of %s by itself (%s): these connections get it also while this router is BACKUP, whatever the pin says",
+					vip, p.name(), rule.Where))
+			}
+		}
+	}
+	return found
+}
