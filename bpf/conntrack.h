@@ -12,14 +12,10 @@
 #include <bpf/bpf_helpers.h>
 
 #include "parse.h"
+#include "tuple.h"
 
 #define CTINFO_MASK 7UL
 #define CTINFO_IS_REPLY 3 /* from here on the packet goes against the flow's first one */
-#define IPS_EXPECTED (1 << 0)
-#define IPS_SEEN_REPLY (1 << 1)
-#define IPS_SRC_NAT (1 << 4)
-#define IPS_HELPER (1 << 13)
-#define CURRENT_NETNS (-1)
 #define TUPLE_ORIGINAL 0
 #define TUPLE_REPLY 1
 
@@ -106,7 +102,8 @@ static __always_inline int masqueraded_on(struct nf_conn *entry)
 }
 
 /* False: the packet carries no conntrack entry (untracked, or none at all). */
-static __always_inline bool read_conntrack(struct __sk_buff *skb, bool ipv6, struct conntrack *ct)
+static __always_inline bool read_conntrack(struct __sk_buff *skb, const struct packet *pkt,
+					   struct conntrack *ct)
 {
 	unsigned long nfct = 0;
 	union nf_inet_addr a = {};
@@ -119,16 +116,27 @@ static __always_inline bool read_conntrack(struct __sk_buff *skb, bool ipv6, str
 	if (!entry)
 		return false;
 	ct->id = (__u64)entry;
+	ct->fresh = false; /* the id tells one entry from the next */
 	ct->reply = (nfct & CTINFO_MASK) >= CTINFO_IS_REPLY;
 	ct->status = BPF_CORE_READ(entry, status);
 	ct->masqueraded = masqueraded_on(entry);
 	if (BPF_CORE_READ_INTO(&a, entry, tuplehash[TUPLE_ORIGINAL].tuple.src.u3))
 		return false;
-	ct->client = addr_from_conntrack(&a, ipv6);
+	ct->client = addr_from_conntrack(&a, pkt->ipv6);
 	if (BPF_CORE_READ_INTO(&a, entry, tuplehash[TUPLE_REPLY].tuple.dst.u3))
 		return false;
-	ct->translated = addr_from_conntrack(&a, ipv6);
+	ct->translated = addr_from_conntrack(&a, pkt->ipv6);
 	return true;
+}
+
+static __always_inline void forget_conntrack(struct __sk_buff *skb)
+{
+}
+
+/* Protocols that conntrack_holds has an answer for. */
+static __always_inline bool conntrack_can_tell(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
 /* Does conntrack already hold a flow that a packet from remote to this public
@@ -141,20 +149,10 @@ static __always_inline bool conntrack_holds(struct __sk_buff *skb, bool ipv6, co
 	struct bpf_sock_tuple *tuple = &q->tuple;
 	struct nf_conn *found;
 
-	if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP)
+	if (!conntrack_can_tell(key->proto))
 		return false;
 	q->opts = (struct bpf_ct_opts){.netns_id = CURRENT_NETNS, .l4proto = key->proto};
-	if (ipv6) {
-		__builtin_memcpy(tuple->ipv6.saddr, &key->remote, 16);
-		__builtin_memcpy(tuple->ipv6.daddr, &key->self, 16);
-		tuple->ipv6.sport = key->remote_port;
-		tuple->ipv6.dport = key->self_port;
-	} else {
-		tuple->ipv4.saddr = key->remote.word[3];
-		tuple->ipv4.daddr = key->self.word[3];
-		tuple->ipv4.sport = key->remote_port;
-		tuple->ipv4.dport = key->self_port;
-	}
+	fill_tuple(key, ipv6, tuple);
 	found = bpf_skb_ct_lookup(skb, tuple, ipv6 ? sizeof(tuple->ipv6) : sizeof(tuple->ipv4), &q->opts,
 				  sizeof(q->opts));
 	if (!found)

@@ -71,7 +71,9 @@ type DataplaneBinding struct {
 			Word [4]uint32
 		}
 		Masqueraded int32
-		Reply       uint32
+		Reply       uint8
+		Fresh       uint8
+		Pad         [2]uint8
 	}
 	Key      DataplaneFlowKey
 	_        [4]byte
@@ -309,7 +311,7 @@ type DataplaneSettings struct {
 	TagMark     uint32
 	TagMask     uint32
 	TagPriority uint32
-	Pad         uint32
+	Marks       uint32
 }
 
 type DataplaneSlotAddr struct {

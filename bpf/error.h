@@ -52,7 +52,7 @@ __noinline verdict error_leaves(struct __sk_buff *skb, const struct packet *pkt,
 	if (!end)
 		return untouched();
 	/* The router's own word on a packet that conntrack did not take for the flow. */
-	if (!skb->ingress_ifindex && !carries_flow(skb, pkt->ipv6, &key.self))
+	if (!skb->ingress_ifindex && !carries_flow(skb, pkt, &key.self))
 		return untouched();
 	if (!(end->flags & MAPPING_NATIVE) && rewrite_error(skb, pkt, &quoted, true, &end->addr, end->port))
 		return judged(end->pin, PIN_ERROR);

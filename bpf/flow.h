@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Which flow a packet belongs to. */
+/* Which flow a packet belongs to. Needs conntrack.h or marks.h before it. */
 #pragma once
 
 #include "account.h"
-#include "conntrack.h"
 #include "maps.h"
 #include "parse.h"
 #include "role.h"
@@ -32,11 +31,11 @@ static __always_inline bool is_of_flow(const struct conntrack *ct, const struct 
 	return (ct->status & IPS_SRC_NAT) && addr_equal(&ct->translated, local);
 }
 
-__noinline int carries_flow(struct __sk_buff *skb, bool ipv6, const struct addr *local)
+__noinline int carries_flow(struct __sk_buff *skb, const struct packet *pkt, const struct addr *local)
 {
 	struct conntrack ct;
 
-	return local && read_conntrack(skb, ipv6, &ct) && is_of_flow(&ct, local);
+	return pkt && local && read_conntrack(skb, pkt, &ct) && is_of_flow(&ct, local);
 }
 
 /* The VIP of the interface that this is; NULL: it is none. */

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "account.h"
-#include "conntrack.h"
 #include "error.h"
 #include "fragment.h"
 #include "parse.h"
@@ -163,7 +162,7 @@ static __always_inline verdict decide(struct __sk_buff *skb, const struct packet
 
 	if (known && !known->conntrack)
 		known->conntrack = ct->id;
-	if (known && known->conntrack == ct->id)
+	if (known && known->conntrack == ct->id && !ct->fresh)
 		return judged(known->pin, known->reason);
 	pin = want(key, pkt, b);
 	if (!pin)
@@ -244,9 +243,9 @@ static __always_inline verdict watch_vip(struct __sk_buff *skb, const struct pac
 		return judged(vip->pin, PIN_FOREIGN);
 	if (mapped)
 		return untouched();
-	if (skb->ingress_ifindex && read_conntrack(skb, pkt->ipv6, &b->ct) && is_masqueraded(pkt, &b->ct))
+	if (skb->ingress_ifindex && read_conntrack(skb, pkt, &b->ct) && is_masqueraded(pkt, &b->ct))
 		return note_native(skb, pkt, key, b);
-	if (pkt->proto != IPPROTO_TCP && pkt->proto != IPPROTO_UDP) {
+	if (!conntrack_can_tell(pkt->proto)) {
 		__u64 now = bpf_ktime_get_coarse_ns();
 
 		bpf_map_update_elem(&foreign, key, &now, BPF_ANY);
@@ -271,7 +270,7 @@ __noinline verdict leave_unmapped(struct __sk_buff *skb, const struct packet *pk
 		return known ? watch_vip(skb, pkt, key, b) : untouched();
 	if (!skb->ingress_ifindex)
 		return untouched();
-	if (!read_conntrack(skb, pkt->ipv6, &b->ct))
+	if (!read_conntrack(skb, pkt, &b->ct))
 		return judged(0, PIN_NO_CONNTRACK);
 	if (!is_masqueraded(pkt, &b->ct))
 		return untouched();
@@ -293,7 +292,7 @@ static __always_inline verdict pin_egress(struct __sk_buff *skb, struct packet *
 	key_of(pkt, slot, SOURCE, &key);
 	if (transport == FLOW && !is_echo_reply(pkt)) {
 		end = bpf_map_lookup_elem(&by_local, &key);
-		if (end && !skb->ingress_ifindex && !carries_flow(skb, pkt->ipv6, &key.self))
+		if (end && !skb->ingress_ifindex && !carries_flow(skb, pkt, &key.self))
 			return untouched();
 		if (end) {
 			__u64 now = bpf_ktime_get_coarse_ns();

@@ -210,7 +210,7 @@ struct settings {
 	__u32 tag_mark; /* put on adverts: mark = (mark & ~mask) | tag_mark */
 	__u32 tag_mask;
 	__u32 tag_priority;
-	__u32 pad;
+	__u32 marks; /* 1: a chain of ours tells by marks what conntrack knows */
 };
 
 /* Why an advert is not to be believed; policy.AdvertReason. */
@@ -262,10 +262,12 @@ struct advert_scratch {
 struct conntrack {
 	__u64 id; /* tells one entry from the next on the same tuple */
 	__u64 status;
-	struct addr client; /* source of the original direction: the inside host */
+	struct addr client; /* source of the original direction: the inside host (marks.h: ::n) */
 	struct addr translated; /* destination of the reply direction: what masquerade chose */
 	__s32 masqueraded; /* see masqueraded_on */
-	__u32 reply; /* this packet's direction */
+	__u8 reply; /* this packet's direction */
+	__u8 fresh; /* this packet made the entry; 0: it did not, or nobody tells */
+	__u8 pad[2];
 };
 
 /* bpf_skb_ct_lookup's arguments; struct bpf_ct_opts is the kernel's of Linux
