@@ -111,18 +111,18 @@ func (s *errorScene) leftAs(inside, remote netip.AddrPort) (public netip.AddrPor
 		}
 		return tcp.Seq, from
 	}
-	for _, sent := range s.seen["h1"].Frames(nil) {
-		if want, from := number(sent); from == inside {
-			frames, err := s.wan.Await(s.soon(), 1, func(f traffic.Frame) bool {
-				seq, from := number(f)
-				return seq == want && from.IsValid()
-			})
-			s.must(err)
-			_, public = number(frames[0])
-			return public
-		}
-	}
-	s.t.Fatalf("no connection from %s to %s on the LAN", inside, remote)
+	sent, err := s.seen["h1"].Await(s.soon(), 1, func(f traffic.Frame) bool {
+		_, from := number(f)
+		return from == inside
+	})
+	s.must(err)
+	want, _ := number(sent[0])
+	left, err := s.wan.Await(s.soon(), 1, func(f traffic.Frame) bool {
+		seq, from := number(f)
+		return seq == want && from.IsValid()
+	})
+	s.must(err)
+	_, public = number(left[0])
 	return public
 }
 

@@ -153,6 +153,28 @@ func TestErrorsOfTheRouter(t *testing.T) {
 	}
 }
 
+// A flow that the user translates to the VIP himself is none of vippin's either,
+// although its errors come to the VIP.
+func TestErrorsOfExplicitSNAT(t *testing.T) {
+	t.Parallel()
+	s := setBeyond(t, "snaterr", lab.OffloadsOff)
+	host := s.Hosts[1]
+	s.watch(host)
+	s.snatSecond(s.RA, vip)
+	s.public = vip
+	for _, f := range families {
+		s.run(f.name, func(s *errorScene) {
+			s.wantNothing(s.count(s.RA, 2, func() {
+				remote := lab.Port(f.of(lab.Beyond), closedPort)
+				socket, ends := s.open(host, "udp", f.of(lab.HostEnds(1)), remote)
+				s.tells(socket, syscall.ECONNREFUSED, f.portUnreachable, remote.Addr())
+				s.inward(host, ends, f.portUnreachable, remote.Addr())
+				s.hops(socket, host, ends, f)
+			}))
+		})
+	}
+}
+
 // ownFlow traces the way from an address of the router.
 func (s *errorScene) ownFlow(f family, from netip.Addr) {
 	s.t.Helper()

@@ -178,9 +178,8 @@ type flowEnds struct {
 	inside, public, remote netip.AddrPort
 }
 
-// nextPort is an inside port of the first host, or another host's, that is new.
-// Where that is the mode, the second host has it on the VIP already, towards
-// the same remote end.
+// nextPort is a new port for an inside host. Where that is the mode, the second
+// host has it on the VIP already, towards the same remote end.
 func (s *errorScene) nextPort(proto string, remote netip.AddrPort) uint16 {
 	s.t.Helper()
 	port := uint16(s.ports.Add(1))
@@ -326,7 +325,7 @@ func (s *errorScene) quotes(host *lab.Node, e traffic.ICMPError) {
 
 // nothingLeaks checks that what left on the WAN since so many frames, and what
 // was quoted in it, names neither an inside address nor, of a pinned flow, the
-// router's own.
+// router's own. It tells of the first that does.
 func (s *errorScene) nothingLeaks(before int) {
 	s.t.Helper()
 	for _, f := range s.wan.Frames(nil)[before:] {
@@ -342,6 +341,7 @@ func (s *errorScene) nothingLeaks(before int) {
 		for _, a := range named {
 			if lab.LAN.Prefix4().Contains(a) || lab.LAN.Prefix6().Contains(a) || !s.mode.off && (a == own.V4 || a == own.V6) {
 				s.t.Errorf("%s left on the WAN: %s from %s to %s (%v)", a, kind, from, to, e)
+				return
 			}
 		}
 	}
