@@ -202,17 +202,11 @@ func (c *converter) foresee() (broken int, err error) {
 	return broken, err
 }
 
-// convertible tells whether a native entry carries the flow as well. Entries of
-// other protocols have no ports that NAT could choose; of flows with a helper
-// the expectations would be lost.
+// convertible tells whether a native entry carries the flow as well. Of flows
+// with a helper the expectations would be lost; GRE's entry would end with the
+// next packet, or after a time that no packet prolongs.
 func convertible(what *conversion) bool {
-	switch what.key.Proto {
-	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6,
-		unix.IPPROTO_UDPLITE, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP:
-	default:
-		return false
-	}
-	return what.flow.Helper == "" && what.flow.Master == nil
+	return what.key.Proto != unix.IPPROTO_GRE && what.flow.Helper == "" && what.flow.Master == nil
 }
 
 // convert converts what it can. A round sees the flows whose entries were
@@ -358,7 +352,7 @@ func native(what *conversion) conntrack.Entry {
 	flow := what.flow
 	entry := conntrack.Entry{
 		Orig: flow.Orig, NATSrc: endAddrPort(what.end.Addr.Word, what.end.Port),
-		Timeout: max(flow.Timeout, time.Second), Status: flow.Status, Mark: flow.Mark, TCP: flow.TCP,
+		Timeout: max(flow.Timeout, time.Second), Status: flow.Status, Mark: flow.Mark, TCP: flow.TCP, SCTP: flow.SCTP,
 	}
 	if flow.Status&conntrack.DstNAT != 0 { // port-forwarded elsewhere as well
 		entry.NATDst = flow.Reply.Source()

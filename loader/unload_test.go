@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vippin/loader/conntrack"
 	"vippin/policy"
 )
@@ -222,7 +224,7 @@ func TestUnloadRefuses(t *testing.T) {
 	tracked(t, conn, fine)
 	testMapping(t, d, 4002) // without an entry: dead already
 	odd := fine
-	odd.Proto, odd.SelfPort, odd.RemotePort = 50, 0, 0
+	odd.Proto, odd.SelfPort, odd.RemotePort = unix.IPPROTO_GRE, 0, 0
 	end := publicEnd{Pin: 1}
 	end.Addr.Word = addrWords(netip.MustParseAddr(vip))
 	local := localEnd{Pin: 1}

@@ -30,20 +30,25 @@ func (f *Flow) Ref() Ref { return Ref{Orig: f.Orig, ID: f.ID} }
 type Entry struct {
 	Orig Tuple // as the inside host sends
 	// NATSrc is what the source becomes: address and port, of ICMP the
-	// identifier. The zero value leaves the source alone.
+	// identifier; of protocols without ports the address alone. The zero value
+	// leaves the source alone.
 	NATSrc netip.AddrPort
 	// NATDst is what the destination becomes, for flows that were forwarded to
 	// another host as well; the zero value leaves it alone.
 	NATDst  netip.AddrPort
 	Timeout time.Duration // until a packet comes, in whole seconds, rounded up; at least 1 s
 	// Status may have SeenReply, Assured and FixedTimeout; the other bits are
-	// the kernel's affair and are left out.
+	// the kernel's affair and are left out. GRE needs FixedTimeout, and somebody
+	// who renews it: the kernel tells only the entries that it made itself how
+	// long a packet prolongs them, the others end with their first one.
 	Status Status
 	Mark   uint32
 	// TCP is required for TCP and nil else. Windows are always made liberal,
 	// since the sequence numbers are not known; the flags are ignored. The
 	// kernel takes the scales only in the state ESTABLISHED.
 	TCP *TCP
+	// SCTP is required for SCTP and nil else.
+	SCTP *SCTP
 }
 
 // settable are the status bits that an entry may be born with.
@@ -65,6 +70,8 @@ func (e Entry) check() error {
 		return fmt.Errorf("destination becomes %v of the other IP version", e.NATDst.Addr())
 	case (e.Orig.Proto == unix.IPPROTO_TCP) != (e.TCP != nil):
 		return errors.New("TCP, and nothing else, needs a TCP state")
+	case (e.Orig.Proto == unix.IPPROTO_SCTP) != (e.SCTP != nil):
+		return errors.New("SCTP, and nothing else, needs an SCTP state")
 	case e.TCP != nil && (e.TCP.OrigScale > scaleMax || e.TCP.ReplyScale > scaleMax):
 		return fmt.Errorf("window scales %d and %d, at most %d", e.TCP.OrigScale, e.TCP.ReplyScale, scaleMax)
 	}
@@ -86,8 +93,8 @@ func (e Entry) message() (netlink.Message, error) {
 	ae := newEncoder()
 	e.Orig.encode(ae, ctaTupleOrig)
 	reply.encode(ae, ctaTupleReply)
-	encodeNAT(ae, ctaNATSrc, e.NATSrc)
-	encodeNAT(ae, ctaNATDst, e.NATDst)
+	encodeNAT(ae, ctaNATSrc, e.NATSrc, e.Orig.hasPorts())
+	encodeNAT(ae, ctaNATDst, e.NATDst, e.Orig.hasPorts())
 	ae.Uint32(ctaTimeout, seconds(e.Timeout))
 	ae.Uint32(ctaStatus, uint32(e.Status&settable|Confirmed))
 	ae.Uint32(ctaMark, e.Mark)
@@ -96,6 +103,9 @@ func (e Entry) message() (netlink.Message, error) {
 	}
 	if e.TCP != nil {
 		e.TCP.encode(ae)
+	}
+	if e.SCTP != nil {
+		e.SCTP.encode(ae)
 	}
 	attrs, err := ae.Encode()
 	if err != nil {
@@ -120,7 +130,19 @@ func (t *TCP) encode(ae *netlink.AttributeEncoder) {
 	})
 }
 
-func encodeNAT(ae *netlink.AttributeEncoder, kind uint16, to netip.AddrPort) {
+func (s *SCTP) encode(ae *netlink.AttributeEncoder) {
+	ae.Nested(ctaProtoInfo, func(info *netlink.AttributeEncoder) error {
+		info.Nested(ctaProtoInfoSCTP, func(sctp *netlink.AttributeEncoder) error {
+			sctp.Uint8(ctaSCTPState, s.State)
+			sctp.Uint32(ctaSCTPTagOrig, s.OrigTag)
+			sctp.Uint32(ctaSCTPTagReply, s.ReplyTag)
+			return nil
+		})
+		return nil
+	})
+}
+
+func encodeNAT(ae *netlink.AttributeEncoder, kind uint16, to netip.AddrPort, ports bool) {
 	if !to.IsValid() {
 		return
 	}
@@ -131,6 +153,9 @@ func encodeNAT(ae *netlink.AttributeEncoder, kind uint16, to netip.AddrPort) {
 	ae.Nested(kind, func(nat *netlink.AttributeEncoder) error {
 		nat.Bytes(least, to.Addr().AsSlice())
 		nat.Bytes(most, to.Addr().AsSlice())
+		if !ports {
+			return nil
+		}
 		nat.Nested(ctaNATProto, func(proto *netlink.AttributeEncoder) error {
 			proto.Uint16(ctaProtoNATMin, to.Port())
 			proto.Uint16(ctaProtoNATMax, to.Port())

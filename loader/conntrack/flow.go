@@ -113,6 +113,13 @@ type TCP struct {
 	OrigFlags, ReplyFlags TCPFlags
 }
 
+// SCTP is what an entry knows of its association. Without the tags its packets
+// are invalid to conntrack.
+type SCTP struct {
+	State             uint8  // enum sctp_conntrack
+	OrigTag, ReplyTag uint32 // verification tags of each direction's packets, RFC 9260 section 8.5
+}
+
 // Counters count one direction's packets as they came in.
 type Counters struct{ Packets, Bytes uint64 }
 
@@ -126,8 +133,9 @@ type Flow struct {
 	// ID normally tells an entry from another one of the same tuples. It is a
 	// hash of the entry's place in memory and its tuples, so a successor made
 	// at once in the same place has the same.
-	ID  uint32
-	TCP *TCP // nil for other protocols
+	ID   uint32
+	TCP  *TCP  // nil for other protocols
+	SCTP *SCTP // nil for other protocols
 	// OrigCounters and ReplyCounters are nil without nf_conntrack_acct. In
 	// destroy events a direction without packets is nil, too.
 	OrigCounters, ReplyCounters *Counters
@@ -249,6 +257,24 @@ func (f *Flow) decodeProtoInfo(ad *netlink.AttributeDecoder) error {
 		if ad.Type() == ctaProtoInfoTCP {
 			f.TCP = new(TCP)
 			ad.Nested(f.TCP.decode)
+		}
+		if ad.Type() == ctaProtoInfoSCTP {
+			f.SCTP = new(SCTP)
+			ad.Nested(f.SCTP.decode)
+		}
+	}
+	return nil
+}
+
+func (s *SCTP) decode(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case ctaSCTPState:
+			s.State = ad.Uint8()
+		case ctaSCTPTagOrig:
+			s.OrigTag = ad.Uint32()
+		case ctaSCTPTagReply:
+			s.ReplyTag = ad.Uint32()
 		}
 	}
 	return nil

@@ -32,6 +32,16 @@ type Tuple struct {
 // type, code and identifier instead of ports.
 func (t Tuple) IsICMP() bool { return t.Proto == unix.IPPROTO_ICMP || t.Proto == unix.IPPROTO_ICMPV6 }
 
+// hasPorts tells whether NAT can choose a port, or an ICMP identifier. GRE's
+// call keys are for its helper alone.
+func (t Tuple) hasPorts() bool {
+	switch t.Proto {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP:
+		return true
+	}
+	return t.IsICMP()
+}
+
 // Source is the sending end; the port of an ICMP tuple is its identifier.
 func (t Tuple) Source() netip.AddrPort {
 	if t.IsICMP() {

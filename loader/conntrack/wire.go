@@ -62,16 +62,20 @@ const (
 	ctaProtoICMPv6Code = 9
 )
 
-// enums ctattr_protoinfo, ctattr_protoinfo_tcp, ctattr_nat, ctattr_protonat,
-// ctattr_counters, ctattr_tstamp and ctattr_help.
+// enums ctattr_protoinfo, ctattr_protoinfo_tcp, ctattr_protoinfo_sctp,
+// ctattr_nat, ctattr_protonat, ctattr_counters, ctattr_tstamp and ctattr_help.
 const (
-	ctaProtoInfoTCP = 1
+	ctaProtoInfoTCP  = 1
+	ctaProtoInfoSCTP = 3
 
 	ctaTCPState       = 1
 	ctaTCPScaleOrig   = 2
 	ctaTCPScaleReply  = 3
 	ctaTCPFlagsOrig   = 4
 	ctaTCPFlagsReply  = 5
+	ctaSCTPState      = 1
+	ctaSCTPTagOrig    = 2
+	ctaSCTPTagReply   = 3
 	ctaNATv4Min       = 1
 	ctaNATv4Max       = 2
 	ctaNATProto       = 3
