@@ -23,7 +23,7 @@ import (
 //     the role would wait for it.
 const (
 	settled   = 20 * time.Millisecond // the pause
-	settledBy = 60 * time.Millisecond // without a pause, since the first change
+	settledBy = 40 * time.Millisecond // without a pause, since the first change
 
 	applySoon  = 10 * time.Millisecond // after a look or a plan that failed, twice as long every time
 	applyAgain = 2 * time.Second       // at most
