@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"vippin/policy"
@@ -112,7 +113,7 @@ type setKey struct {
 // ifaceSet is a set or map, as far as it is understood.
 type ifaceSet struct {
 	elements []nftables.SetElement
-	plain    bool // single keys: neither intervals nor concatenations
+	plain    bool // no intervals
 }
 
 // way is what holds on the way to a rule.
@@ -251,6 +252,7 @@ func (r *ruleWalk) compare(e *expr.Cmp) {
 // nameOf reads what an interface's name is compared with. It is ended by a
 // zero, or is only the beginning of a name.
 func nameOf(data []byte) string {
+	data = data[:min(len(data), unix.IFNAMSIZ)]
 	name, _, whole := bytes.Cut(data, []byte{0})
 	if whole || len(data) >= unix.IFNAMSIZ {
 		return string(name)
@@ -258,8 +260,10 @@ func nameOf(data []byte) string {
 	return string(name) + "*"
 }
 
+// indexOf reads an index; of a concatenation it is the first part, as the name
+// is: a look-up's register is where the key begins.
 func indexOf(data []byte) (int, bool) {
-	if len(data) != 4 {
+	if len(data) < 4 {
 		return 0, false
 	}
 	return int(binary.NativeEndian.Uint32(data)), true
@@ -285,21 +289,41 @@ func (r *ruleWalk) lookup(e *expr.Lookup) error {
 		return nil
 	}
 	delete(r.registers, e.DestRegister)
+	if e.DestRegister != unix.NFT_REG_VERDICT {
+		return nil
+	}
 	for _, element := range set.elements {
-		if element.VerdictData == nil {
-			continue
-		}
 		at := r.way
 		if known {
 			var match policy.OutMatch
 			addKey(&match, what, element.Key)
 			at.out = append(slices.Clone(at.out), match)
 		}
-		if err := r.jump(element.VerdictData, at); err != nil {
+		if err := r.jump(verdictOf(element), at); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// verdictOf reads the verdict that a map holds: the library leaves it as the
+// attributes that the kernel sent.
+func verdictOf(element nftables.SetElement) *expr.Verdict {
+	verdict := &expr.Verdict{Kind: expr.VerdictContinue}
+	attributes, err := mdnetlink.NewAttributeDecoder(element.Val)
+	if err != nil {
+		return verdict
+	}
+	attributes.ByteOrder = binary.BigEndian
+	for attributes.Next() {
+		switch attributes.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			verdict.Kind = expr.VerdictKind(int32(attributes.Uint32()))
+		case unix.NFTA_VERDICT_CHAIN:
+			verdict.Chain = attributes.String()
+		}
+	}
+	return verdict
 }
 
 func addKey(match *policy.OutMatch, what metaKind, key []byte) {
@@ -319,7 +343,7 @@ func (w *natWalk) readSet(table *nftables.Table, name string) (*ifaceSet, error)
 	if err != nil {
 		return nil, fmt.Errorf("read elements of set %s in %s: %w", name, tableName(table), err)
 	}
-	return &ifaceSet{elements: elements, plain: !set.Interval && !set.Concatenation}, nil
+	return &ifaceSet{elements: elements, plain: !set.Interval}, nil
 }
 
 func (r *ruleWalk) set(name string) (*ifaceSet, error) {

@@ -12,13 +12,6 @@ import (
 	"vippin/policy"
 )
 
-func addrs(list ...string) (out []netip.Addr) {
-	for _, text := range list {
-		out = append(out, netip.MustParseAddr(text))
-	}
-	return out
-}
-
 const configText = `node: router-a
 groups:
   - {name: RouterCore, vrids: ["10@eth0.2", "20@eth0.20"]}
