@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make build | demo | test | test-vm | fuzz | generate | lint | man | clean
+# make build | demo | test | test-vm | bench-pin | fuzz | generate | lint | man | clean
 # Targets that touch packets need root; each installs what it lacks.
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO := go
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: build demo test test-vm fuzz generate generate-check lint man clean
+.PHONY: build demo test test-vm bench-pin fuzz generate generate-check lint man clean
 
 build:
 	@test/setup.sh build
@@ -26,6 +26,12 @@ test: build
 test-vm: build
 	@test/setup.sh build vm run test
 	VIPPIN_VM=1 $(GO) test -timeout 30m -count=1 -v ./test/vm/...
+
+# What pinning costs: rates of the tc path against plain masquerade. JSON=1 prints
+# JSON, BENCHFLAGS='--families ipv4,ipv6 --flows 1000' measures something else.
+bench-pin:
+	@test/setup.sh build >&2
+	@$(GO) run ./test/bench $(if $(JSON),-j) $(BENCHFLAGS)
 
 # What the fuzzers find goes into testdata/fuzz.
 FUZZTIME := 5m

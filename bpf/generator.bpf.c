@@ -15,8 +15,6 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define CLOCK_EVERY 1024 /* packets between two looks at the clock, a power of two */
-
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d. */
 struct bench_addr {
 	__be32 word[4];
@@ -61,9 +59,6 @@ struct bench_ends {
 /* How far the generator is. */
 struct bench_progress {
 	__u64 packets;
-	__u64 first_ns; /* CLOCK_MONOTONIC of packet 0 */
-	__u64 last_ns; /* of the last one whose number CLOCK_EVERY divides */
-	__u64 last_packets; /* that number */
 	__u32 flow; /* whose turn it is */
 	__u32 pad;
 };
@@ -212,12 +207,6 @@ int generate(struct xdp_md *ctx)
 
 	if ((void *)(eth + 1) > end)
 		return XDP_ABORTED;
-	if (!(progress.packets & (CLOCK_EVERY - 1))) {
-		progress.last_ns = bpf_ktime_get_ns();
-		progress.last_packets = progress.packets;
-		if (!progress.packets)
-			progress.first_ns = progress.last_ns;
-	}
 	progress.packets++;
 	next_flow(&flow);
 	__builtin_memcpy(eth->h_dest, stream.to_mac, sizeof(eth->h_dest));

@@ -26,13 +26,10 @@ type GeneratorBenchEnds struct {
 }
 
 type GeneratorBenchProgress struct {
-	_           structs.HostLayout
-	Packets     uint64
-	FirstNs     uint64
-	LastNs      uint64
-	LastPackets uint64
-	Flow        uint32
-	Pad         uint32
+	_       structs.HostLayout
+	Packets uint64
+	Flow    uint32
+	Pad     uint32
 }
 
 type GeneratorBenchStream struct {

@@ -49,7 +49,7 @@ type BenchSample struct {
 	BenchSetting
 	Case  BenchCase
 	Round int     // samples of one round were taken within seconds of each other
-	Mpps  float64 // million packets a second that arrived
+	Mpps  float64 // million packets that arrived, by a second of one core's time
 }
 
 // BenchRow is what all rounds of a case in a setting say, one row of
@@ -57,9 +57,9 @@ type BenchSample struct {
 type BenchRow struct {
 	Case BenchCase `json:"case"`
 	BenchSetting
-	Mpps           float64  `json:"mpps"`          // median over the rounds
+	Mpps           float64  `json:"mpps"`          // million packets by a second of one core's time, generator and sink included: median over the rounds
 	FlowsPerS      *float64 `json:"flows_per_s"`   // new flows
-	NsPerPacket    float64  `json:"ns_per_packet"` // of one core, generator and sink included
+	NsPerPacket    float64  `json:"ns_per_packet"` // 1000 / mpps
 	P50us          *float64 `json:"p50_us"`
 	P99us          *float64 `json:"p99_us"`
 	VsMasquerade   *float64 `json:"vs_masquerade"`        // median of the rates' ratios within each round

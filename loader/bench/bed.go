@@ -58,6 +58,7 @@ const (
 
 // bed is a router with a network of generator and sink on each side of it.
 type bed struct {
+	core
 	network
 	way        way
 	family     string
@@ -84,9 +85,9 @@ const (
 )
 
 // newBed builds a router for a case. Close it.
-func newBed(w way, family string, noChecksum bool) (b *bed, err error) {
+func newBed(c core, w way, family string, noChecksum bool) (b *bed, err error) {
 	b = &bed{
-		network: networks[family], way: w, family: family, noChecksum: noChecksum,
+		core: c, network: networks[family], way: w, family: family, noChecksum: noChecksum,
 		home: netns.None(), router: netns.None(),
 	}
 	for i := range b.sides {

@@ -2,15 +2,18 @@
 
 // Package bench measures how many packets a second this kernel takes through a
 // router, with vippin and without. Generator, router and sink are three network
-// namespaces without names, on one core that clocks itself: all of it vanishes
+// namespaces without names, on one thread pinned to one core: all of it vanishes
 // with the thread that made it. Nothing of the machine's own network is touched.
+//
+// A rate is packets by the core's time that they took, not by the clock on the
+// wall: other programs on the core make it no lower, as far as they leave the
+// caches alone.
 package bench
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"time"
 
@@ -111,8 +114,8 @@ func Run(ctx context.Context, opts Options) ([]policy.BenchRow, error) {
 		return nil, err
 	}
 	var samples []policy.BenchSample
-	err := onOwnThread(func() (err error) {
-		samples, err = measureRounds(ctx, opts)
+	err := onOwnCore(func(c core) (err error) {
+		samples, err = measureRounds(ctx, opts, c)
 		return err
 	})
 	if err != nil {
@@ -125,67 +128,16 @@ func Run(ctx context.Context, opts Options) ([]policy.BenchRow, error) {
 	return policy.BenchRows(samples, unix.ByteSliceToString(name.Release[:])), nil
 }
 
-// onOwnThread calls do on a thread that ends with it: pinned to the last of its
-// CPUs, undisturbed by signals, in a mount namespace of its own. What do mounts
-// there, and network namespaces without names, end with it however it ends.
-func onOwnThread(do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		if err := secludeThread(); err != nil {
-			done <- err
-			return
-		}
-		done <- do()
-	}()
-	return <-done
-}
-
-func secludeThread() error {
-	if unix.Geteuid() != 0 {
-		return errors.New("measure rates: making network namespaces and loading BPF programs needs root: run it with sudo")
-	}
-	var cpus unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
-		return fmt.Errorf("ask for this thread's CPUs: %w", err)
-	}
-	last := 0
-	for cpu := range 64 * len(cpus) {
-		if cpus.IsSet(cpu) {
-			last = cpu
-		}
-	}
-	cpus.Zero()
-	cpus.Set(last)
-	if err := unix.SchedSetaffinity(0, &cpus); err != nil {
-		return fmt.Errorf("pin this thread to CPU %d: %w", last, err)
-	}
-	var all unix.Sigset_t // a signal would end a run of the generator early
-	for i := range all.Val {
-		all.Val[i] = ^all.Val[i]
-	}
-	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
-		return fmt.Errorf("block this thread's signals: %w", err)
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("make a mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
-	}
-	return nil
-}
-
 // measureRounds builds a router anew for every case in every round: where the
 // kernel happens to put a router's memory is chance, and differs from round to
 // round like everything else that is chance.
-func measureRounds(ctx context.Context, opts Options) (samples []policy.BenchSample, err error) {
+func measureRounds(ctx context.Context, opts Options, c core) (samples []policy.BenchSample, err error) {
 	begun := time.Now()
 	for round := range opts.Rounds {
 		for _, family := range opts.Families {
 			for i := range opts.Cases {
 				name := opts.Cases[(i+round)%len(opts.Cases)]
-				got, err := measureCase(ctx, opts, name, family)
+				got, err := measureCase(ctx, opts, c, name, family)
 				if err != nil {
 					return nil, fmt.Errorf("measure %s over %s: %w", name, family, err)
 				}
@@ -201,8 +153,8 @@ func measureRounds(ctx context.Context, opts Options) (samples []policy.BenchSam
 }
 
 // measureCase measures everything on one router.
-func measureCase(ctx context.Context, opts Options, name policy.BenchCase, family string) (samples []policy.BenchSample, err error) {
-	b, err := newBed(ways[name], family, opts.NoChecksum)
+func measureCase(ctx context.Context, opts Options, c core, name policy.BenchCase, family string) (samples []policy.BenchSample, err error) {
+	b, err := newBed(c, ways[name], family, opts.NoChecksum)
 	if err != nil {
 		return nil, fmt.Errorf("build the router: %w", err)
 	}
