@@ -7,11 +7,15 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"vippin/test/lab"
@@ -42,6 +46,21 @@ func TestTraceroute(t *testing.T) {
 			s.tells(socket, syscall.ECONNREFUSED, f.portUnreachable, to)
 			s.inward(host, ends, f.portUnreachable, to)
 			s.hops(socket, host, ends, f)
+		})
+		s.run("udp without checksum", func(s *errorScene) {
+			socket, ends := s.open(host, "udp", from, lab.Port(to, serverPort))
+			s.must(socket.OmitChecksum())
+			s.hops(socket, host, ends, f)
+		})
+		s.run("udp in pieces", func(s *errorScene) {
+			socket, ends := s.open(host, "udp", from, lab.Port(to, serverPort))
+			s.must(socket.AllowFragments())
+			s.must(socket.SetTTL(2))
+			s.sends(socket, "udp", 2*largeData)
+			s.tells(socket, syscall.EHOSTUNREACH, f.timeExceeded, f.of(lab.TransitWAN))
+			if !f.six { // a router with conntrack numbers IPv6's fragments anew
+				s.inward(host, ends, f.timeExceeded, f.of(lab.TransitWAN))
+			}
 		})
 		s.run("icmp", func(s *errorScene) {
 			socket, ends := s.open(host, "icmp", from, lab.Port(to, 0))
@@ -124,6 +143,48 @@ func (s *errorScene) leftAs(inside, remote netip.AddrPort) (public netip.AddrPor
 	s.must(err)
 	_, public = number(left[0])
 	return public
+}
+
+// Routers of old quote no more than the IP header and 8 octets (RFC 792), which
+// do not have TCP's checksum.
+func TestShortQuote(t *testing.T) {
+	t.Parallel()
+	s := setBeyond(t, "quote", lab.OffloadsOff)
+	s.inEachMode(func(s *errorScene, f family) {
+		host, by := s.Hosts[0], f.of(lab.TransitWAN)
+		remote := lab.Port(f.of(lab.Beyond), serverPort)
+		for _, proto := range []string{"udp", "icmp"} {
+			s.run(proto, func(s *errorScene) {
+				socket, ends := s.open(host, proto, f.of(lab.HostEnds(0)), remote)
+				s.complains(f, ends)
+				s.tells(socket, syscall.EPROTO, f.badParameter, by)
+				s.inward(host, ends, f.badParameter, by)
+			})
+		}
+		s.run("tcp", func(s *errorScene) {
+			ends := s.uploads(f)
+			s.complains(f, ends)
+			s.inward(host, ends, f.badParameter, by)
+		})
+	})
+}
+
+// complains has the next router find fault with a packet of a flow.
+func (s *errorScene) complains(f family, ends flowEnds) {
+	s.t.Helper()
+	frames, err := s.wan.Await(s.soon(), 1, func(f traffic.Frame) bool {
+		proto, from, to := traffic.FlowOf(f.Packet)
+		return f.Outgoing && proto == ends.proto && from == ends.public && to == ends.remote
+	})
+	s.must(err)
+	ip := frames[0].Packet.NetworkLayer()
+	quote := slices.Concat(make([]byte, 4), ip.LayerContents(), ip.LayerPayload()[:8])
+	var kind icmp.Type = ipv4.ICMPTypeParameterProblem
+	if f.six {
+		kind = ipv6.ICMPTypeParameterProblem
+	}
+	message := icmp.Message{Type: kind, Body: &icmp.RawBody{Data: quote}}
+	s.must(s.sendICMP(s.Transit, f, f.of(lab.TransitWAN), message, ends.public.Addr(), 0))
 }
 
 // The link behind the next router takes smaller packets than the others: what

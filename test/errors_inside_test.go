@@ -4,8 +4,10 @@ package test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -156,39 +158,61 @@ func TestTimeExceededHere(t *testing.T) {
 			socket, ends := s.open(s.Hosts[0], "icmp", f.of(lab.HostEnds(0)), lab.Port(f.of(lab.ServerWAN), 0))
 			_, _, err := socket.Receive(s.soon())
 			s.must(err)
-			s.must(s.echoReply(f, ends.public, 1))
+			var kind icmp.Type = ipv4.ICMPTypeEchoReply
+			if f.six {
+				kind = ipv6.ICMPTypeEchoReply
+			}
+			message := icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(ends.public.Port()), Data: []byte("one hop")}}
+			s.must(s.sendICMP(s.Server, f, f.of(lab.ServerWAN), message, ends.public.Addr(), 1))
 			s.outward(s.Server, ends, f.timeExceeded)
 		})
 	})
 }
 
-// echoReply sends the server's answer to an echo request with a TTL of its own.
-func (s *errorScene) echoReply(f family, to netip.AddrPort, ttl int) error {
-	return s.Server.Do(func() error {
-		network, from := "ip4:icmp", lab.ServerWAN.V4
-		var kind icmp.Type = ipv4.ICMPTypeEchoReply
-		if f.six {
-			network, from, kind = "ip6:ipv6-icmp", lab.ServerWAN.V6, ipv6.ICMPTypeEchoReply
-		}
+// sendICMP sends a message of the test's own making; a TTL of 0 is the usual one.
+func (s *errorScene) sendICMP(n *lab.Node, f family, from netip.Addr, message icmp.Message, to netip.Addr, ttl int) error {
+	data, err := message.Marshal(nil) // the kernel fills in ICMPv6's checksum
+	if err != nil {
+		return err
+	}
+	network := "ip4:icmp"
+	if f.six {
+		network = "ip6:ipv6-icmp"
+	}
+	return n.Do(func() error {
 		conn, err := icmp.ListenPacket(network, from.String())
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		if f.six {
+		if ttl != 0 && f.six {
 			err = conn.IPv6PacketConn().SetHopLimit(ttl)
-		} else {
+		} else if ttl != 0 {
 			err = conn.IPv4PacketConn().SetTTL(ttl)
 		}
 		if err != nil {
 			return err
 		}
-		message := icmp.Message{Type: kind, Body: &icmp.Echo{ID: int(to.Port()), Data: []byte("one hop")}}
-		data, err := message.Marshal(nil)
-		if err != nil {
-			return err
-		}
-		_, err = conn.WriteTo(data, &net.IPAddr{IP: to.Addr().AsSlice()})
+		_, err = conn.WriteTo(data, &net.IPAddr{IP: to.AsSlice()})
 		return err
 	})
+}
+
+// What conntrack does not take for the flow is none of it, although the mapping
+// is still there: the router speaks for itself.
+func TestErrorBesideTheFlow(t *testing.T) {
+	t.Parallel()
+	s := setInside(t, "beside", lab.Options{Offloads: lab.OffloadsOff})
+	s.public = vip
+	for _, f := range families {
+		s.run(f.name, func(s *errorScene) {
+			_, server, ends := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
+			_, err := s.RA.Run(s.ctx, "conntrack", "-D", "-f", strings.ToLower(f.name), "-p", "udp", "--orig-src", ends.inside.Addr().String(),
+				"--orig-port-src", fmt.Sprint(ends.inside.Port()))
+			s.must(err)
+			s.must(server.Send([]byte("whose is this?")))
+			local := lab.Port(f.of(own), ends.inside.Port())
+			s.errorOn(s.wan, true, flowEnds{"udp", ends.remote, ends.remote, local}, f.portUnreachable, local.Addr())
+		})
+	}
 }

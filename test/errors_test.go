@@ -41,11 +41,12 @@ type family struct {
 	timeExceeded    icmpMessage
 	portUnreachable icmpMessage
 	tooBig          icmpMessage
+	badParameter    icmpMessage
 }
 
 var families = []family{
-	{"IPv4", false, icmpMessage{11, 0}, icmpMessage{3, 3}, icmpMessage{3, 4}},
-	{"IPv6", true, icmpMessage{3, 0}, icmpMessage{1, 4}, icmpMessage{2, 0}},
+	{"IPv4", false, icmpMessage{11, 0}, icmpMessage{3, 3}, icmpMessage{3, 4}, icmpMessage{12, 0}},
+	{"IPv6", true, icmpMessage{3, 0}, icmpMessage{1, 4}, icmpMessage{2, 0}, icmpMessage{4, 0}},
 }
 
 func (f family) of(e lab.Ends) netip.Addr {

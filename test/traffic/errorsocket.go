@@ -30,7 +30,7 @@ type SocketError struct {
 
 // ErrorSocket is a UDP or an ICMP echo socket that collects the errors of its
 // packets (IP_RECVERR). Its packets carry "don't fragment", and it fails with
-// EMSGSIZE rather than fragment.
+// EMSGSIZE rather than fragment, until AllowFragments.
 type ErrorSocket struct {
 	fd     int
 	proto  string
@@ -106,6 +106,20 @@ func (s *ErrorSocket) SetTTL(ttl int) error {
 	return unix.SetsockoptInt(s.fd, unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS, ttl)
 }
 
+// AllowFragments has larger datagrams than the interface's MTU leave in pieces.
+func (s *ErrorSocket) AllowFragments() error {
+	if s.family == unix.AF_INET {
+		return unix.SetsockoptInt(s.fd, unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	}
+	return unix.SetsockoptInt(s.fd, unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT)
+}
+
+// OmitChecksum has UDP datagrams leave with a checksum of zero (RFC 768: none);
+// over IPv6 it does nothing.
+func (s *ErrorSocket) OmitChecksum() error {
+	return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
+}
+
 // Send sends one datagram, or one echo request with the payload. The error of
 // an earlier one, which the kernel returns here once, is left to NextError;
 // only EMSGSIZE is about this one.
@@ -126,7 +140,7 @@ func (s *ErrorSocket) Send(payload []byte) error {
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES):
+		case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EPROTO):
 			continue // taken off the socket
 		}
 		return fmt.Errorf("send %d octets of %s: %w", len(payload), s.proto, err)

@@ -55,22 +55,27 @@ func ICMPErrorIn(f Frame) (e ICMPError, ok bool) {
 
 // FlowOf says whose packet it is, by its outermost IP header: tcp, udp, icmp (an
 // echo of either family, whose identifier is the port of the end that asked), or
-// another protocol's number, without ports. What is not IP has no ends.
+// another protocol's number, without ports. A first fragment is as good as whole.
+// What is not IP has no ends.
 func FlowOf(p gopacket.Packet) (proto string, from, to netip.AddrPort) {
 	network := p.NetworkLayer()
 	if network == nil {
 		return "", from, to
 	}
 	var number layers.IPProtocol
+	data := network.LayerPayload()
 	switch ip := network.(type) {
 	case *layers.IPv4:
 		number = ip.Protocol
 	case *layers.IPv6:
 		number = ip.NextHeader
+		if number == layers.IPProtocolIPv6Fragment && len(data) > 8 && binary.BigEndian.Uint16(data[2:])&^7 == 0 {
+			number, data = layers.IPProtocol(data[0]), data[8:]
+		}
 	}
 	src, _ := netip.AddrFromSlice(network.NetworkFlow().Src().Raw())
 	dst, _ := netip.AddrFromSlice(network.NetworkFlow().Dst().Raw())
-	proto, fromPort, toPort := portsOf(number, network.LayerPayload())
+	proto, fromPort, toPort := portsOf(number, data)
 	return proto, netip.AddrPortFrom(src, fromPort), netip.AddrPortFrom(dst, toPort)
 }
 
