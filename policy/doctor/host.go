@@ -128,6 +128,9 @@ func checkTier(v *view) []Finding {
 
 func checkBPFFS(v *view) []Finding {
 	b := v.Machine.BPFFS
+	if b.Dir == "" {
+		return nil
+	}
 	differ := func(x, y string) bool { return x != "" && y != "" && x != y }
 	enter := lines("# start it where the host's mounts are: no \"ip netns exec\", which mounts a /sys of its own, no container without",
 		"# /sys/fs/bpf, no PrivateMounts. Into a network namespace:", "nsenter --net=/run/netns/NAME vippin run")

@@ -104,17 +104,17 @@ const (
 )
 
 // filling judges how full a table is.
-func filling(used, most uint64, remedy, what string) []Finding {
+func filling(used, most uint64, remedy, what, consequence string) []Finding {
 	if most == 0 {
 		return nil
 	}
 	percent := used * 100 / most
-	text := fmt.Sprintf("%s: %d of %d (%d %%)", what, used, most, percent)
+	text := fmt.Sprintf("%d of %d %s (%d %%)", used, most, what, percent)
 	switch {
 	case percent >= almostFull:
-		return only(fault(remedy, "%s", text))
+		return only(fault(remedy, "%s: %s", text, consequence))
 	case percent >= nearFull:
-		return only(warning(remedy, "%s", text))
+		return only(warning(remedy, "%s: %s", text, consequence))
 	}
 	return only(ok("%s", text))
 }
@@ -127,8 +127,8 @@ func checkConntrackMax(v *view) []Finding {
 	}
 	remedy := lines(kept("net.netfilter.nf_conntrack_max", fmt.Sprint(2*most)),
 		"# a quarter as many hash buckets keep look-ups short:", fmt.Sprintf("echo %d > /sys/module/nf_conntrack/parameters/hashsize", most/2),
-		"# who has them?", "conntrack -L -o extended | awk '{print $1, $3}' | sort | uniq -c")
-	return filling(count, most, remedy, "connections in nf_conntrack; new ones are dropped when it is full")
+		"# who has them?", "conntrack -L 2>/dev/null | grep -o 'src=[^ ]* dst=[^ ]* sport' | cut -d' ' -f1 | sort | uniq -c | sort -n | tail")
+	return filling(count, most, remedy, "connections in nf_conntrack", "when it is full new ones are dropped")
 }
 
 func checkMaxFlows(v *view) []Finding {
@@ -142,7 +142,7 @@ func checkMaxFlows(v *view) []Finding {
 	most := uint64(v.Config.Dataplane.MaxFlows)
 	remedy := lines(fmt.Sprintf("# set \"dataplane: {max_flows: %d}\" in %s; it takes effect after this, which living connections outlive:", 2*most, v.Config.File),
 		"systemctl stop vippin && vippin unload && systemctl start vippin")
-	return filling(flows, most, remedy, "pinned connections of dataplane.max_flows; further ones stay unpinned")
+	return filling(flows, most, remedy, "pinned connections (dataplane.max_flows)", "further ones stay unpinned")
 }
 
 func checkEvents(v *view) []Finding {

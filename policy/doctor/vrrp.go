@@ -95,7 +95,7 @@ func checkAdverts(v *view) []Finding {
 	}
 	var found []Finding
 	told := make(map[int]bool)
-	looked := 0
+	var heard []string
 	for _, group := range v.Plan.Groups {
 		if v.groupRole(group.Name) != policy.RoleBackup {
 			continue
@@ -106,11 +106,12 @@ func checkAdverts(v *view) []Finding {
 			if !there || !link.Up || !watched {
 				continue
 			}
-			looked++
-			if len(silent) > 0 {
-				found = append(found, v.unheard(group, link, silent))
-				told[link.Index] = true
+			if len(silent) == 0 {
+				heard = append(heard, link.Name)
+				continue
 			}
+			found = append(found, v.unheard(group, link, silent))
+			told[link.Index] = true
 		}
 	}
 	for _, p := range v.present() {
@@ -119,17 +120,10 @@ func checkAdverts(v *view) []Finding {
 			found = append(found, v.deaf(p)...)
 		}
 	}
-	if len(found) == 0 && looked == 0 {
+	if len(found) == 0 && len(heard) == 0 {
 		return nil
 	}
-	return unless(found, "the MASTER is heard on %s", plural(looked, "interface", "every one of %d interfaces"))
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "the " + one
-	}
-	return fmt.Sprintf(many, n)
+	return unless(found, "the MASTER is heard on %s", strings.Join(distinct(heard), ", "))
 }
 
 func (v *view) groupRole(name string) policy.Role {
