@@ -11,15 +11,22 @@
 
 #define ICMP_HEADER 8
 
-/* Reads the quoted packet. False: nothing that a flow could be known by. */
+/* Reads the quoted packet. False: nothing that a flow could be known by. Its
+ * length becomes that of the quotation: a frame may be longer than the packet in
+ * it.
+ */
 static __always_inline bool parse_quoted(struct __sk_buff *skb, const struct packet *pkt,
 					 struct packet *quoted)
 {
+	__u32 end = pkt->l4_off + pkt->l4_len;
 	enum parse_result parsed;
 
 	quoted->l3_off = pkt->l4_off + ICMP_HEADER;
 	parsed = pkt->ipv6 ? parse_ipv6(skb, quoted) : parse_ipv4(skb, quoted);
-	return parsed == PARSED && parse_transport(skb, quoted, true) == FLOW;
+	if (parsed != PARSED || parse_transport(skb, quoted, true) != FLOW || quoted->l4_off > end)
+		return false;
+	quoted->l4_len = end - quoted->l4_off;
+	return quoted->l4_len >= (has_ports(quoted->proto) || quoted->proto == IPPROTO_SCTP ? 8 : 0);
 }
 
 /* Puts what the quotation's receiver knows in both headers. */
@@ -35,7 +42,7 @@ static __always_inline int rewrite_error(struct __sk_buff *skb, const struct pac
 		return -1;
 	/* A router on the way may speak in its own name. */
 	if (!addr_equal(out ? &pkt->src : &pkt->dst, ours))
-		return untouched();
+		return 0;
 	return rewrite_end(skb, pkt, out ? SOURCE : DESTINATION, addr, 0);
 }
 

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"net"
@@ -26,14 +27,25 @@ const icmp = layers.IPProtocol(0)
 // rewritten packet is compared with one that was built rewritten.
 type frame struct {
 	src, dst netip.AddrPort    // ICMP: the echo identifier is the port of the end that asks
-	proto    layers.IPProtocol // TCP, UDP or icmp
+	proto    layers.IPProtocol // TCP, UDP, SCTP or icmp; of others the payload is all there is
 	reply    bool              // an echo reply
+	err      *quotation        // icmp: an error instead of an echo
 	payload  []byte
+	raw      []byte              // instead of all that stands behind the IP header: a fragment
 	noSum    bool                // UDP without a checksum
 	options  []layers.IPv4Option // IPv4
 	ext      []extension         // IPv6
 	fragment uint16              // IPv4: flags and offset as on the wire
+	ident    uint16              // IPv4; 0: some
 	tags     []tag
+}
+
+// quotation is what an ICMP error says: type, code, the four octets that differ
+// by type, and the quoted packet with anything behind it.
+type quotation struct {
+	kind, code uint8
+	rest       [4]byte
+	packet     []byte
 }
 
 // extension is an IPv6 extension header: its number, and its octets behind the
@@ -73,20 +85,25 @@ func (f frame) ipProto() layers.IPProtocol {
 	return layers.IPProtocolICMPv4
 }
 
-// headers is how many octets the frame has up to the end of its transport header.
-func (f frame) headers() int {
-	n := etherHeader + 4*len(f.tags)
+// ipHeaders is how many octets stand before the transport header of an IP packet.
+func (f frame) ipHeaders() int {
 	if f.ipv6() {
-		n += 40
+		n := 40
 		for _, e := range f.ext {
 			n += 1 + len(e.rest)
 		}
-	} else {
-		n += 20
-		for _, o := range f.options {
-			n += int(o.OptionLength)
-		}
+		return n
 	}
+	n := 20
+	for _, o := range f.options {
+		n += int(o.OptionLength)
+	}
+	return n
+}
+
+// headers is how many octets the frame has up to the end of its transport header.
+func (f frame) headers() int {
+	n := etherHeader + 4*len(f.tags) + f.ipHeaders()
 	if f.proto == layers.IPProtocolTCP {
 		return n + 20
 	}
@@ -116,7 +133,7 @@ func (f frame) ip(t *testing.T) ([]byte, uint16) {
 		return serialize(t, ip, gopacket.Payload(f.chain(ip, f.transport(t, ip)))), uint16(layers.EthernetTypeIPv6)
 	}
 	ip := &layers.IPv4{
-		Version: 4, TOS: 8, Id: 0x1234, TTL: 63, Protocol: f.ipProto(), Options: f.options,
+		Version: 4, TOS: 8, Id: cmp.Or(f.ident, 0x1234), TTL: 63, Protocol: f.ipProto(), Options: f.options,
 		SrcIP: f.src.Addr().AsSlice(), DstIP: f.dst.Addr().AsSlice(),
 		Flags: layers.IPv4Flag(f.fragment >> 13), FragOffset: f.fragment & 0x1fff,
 	}
@@ -139,6 +156,10 @@ func (f frame) transport(t *testing.T, ip gopacket.NetworkLayer) []byte {
 	t.Helper()
 	payload := gopacket.Payload(f.payload)
 	switch {
+	case f.raw != nil:
+		return f.raw
+	case f.err != nil:
+		return f.error(t, ip)
 	case f.proto == layers.IPProtocolTCP:
 		tcp := &layers.TCP{
 			SrcPort: layers.TCPPort(f.src.Port()), DstPort: layers.TCPPort(f.dst.Port()),
@@ -154,8 +175,28 @@ func (f frame) transport(t *testing.T, ip gopacket.NetworkLayer) []byte {
 			b[6], b[7] = 0, 0
 		}
 		return b
+	case f.proto == layers.IPProtocolSCTP:
+		return serialize(t, &layers.SCTP{
+			SrcPort: layers.SCTPPort(f.src.Port()), DstPort: layers.SCTPPort(f.dst.Port()), VerificationTag: 0x11223344,
+		}, payload)
+	case f.proto == icmp:
+		return f.echo(t, ip)
 	}
-	return f.echo(t, ip)
+	return f.payload
+}
+
+func (f frame) error(t *testing.T, ip gopacket.NetworkLayer) []byte {
+	t.Helper()
+	e := f.err
+	if !f.ipv6() {
+		return serialize(t, &layers.ICMPv4{
+			TypeCode: layers.CreateICMPv4TypeCode(e.kind, e.code),
+			Id:       binary.BigEndian.Uint16(e.rest[:]), Seq: binary.BigEndian.Uint16(e.rest[2:]),
+		}, gopacket.Payload(e.packet))
+	}
+	v6 := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(e.kind, e.code)}
+	mustNetwork(t, v6.SetNetworkLayerForChecksum(ip))
+	return serialize(t, v6, gopacket.Payload(e.rest[:]), gopacket.Payload(e.packet))
 }
 
 func (f frame) echo(t *testing.T, ip gopacket.NetworkLayer) []byte {

@@ -185,7 +185,8 @@ static __always_inline int rewrite_quoted(struct __sk_buff *skb, const struct pa
 		covered = word_diff(old_port, port, address);
 	if (port != old_port && bpf_skb_store_bytes(skb, port_offset(quoted, end), &port, sizeof(port), 0))
 		return -1;
-	if (!off || bpf_skb_load_bytes(skb, off, &check, sizeof(check)))
+	if (!off || off + sizeof(check) > quoted->l4_off + quoted->l4_len ||
+	    bpf_skb_load_bytes(skb, off, &check, sizeof(check)))
 		return 0;
 	new = checksum_plus(check, covered);
 	if (!new && quoted->proto == IPPROTO_UDP)

@@ -48,8 +48,12 @@ func someFlow(ipv6 bool, proto layers.IPProtocol, newPort bool) flow {
 	if newPort {
 		f.public = netip.AddrPortFrom(vip, 51234)
 	}
-	if proto == icmp {
+	switch proto {
+	case layers.IPProtocolTCP, layers.IPProtocolUDP, layers.IPProtocolSCTP:
+	case icmp:
 		f.remote = netip.AddrPortFrom(remote, 0)
+	default: // no ports
+		f.local, f.public, f.remote = netip.AddrPortFrom(local, 0), netip.AddrPortFrom(vip, 0), netip.AddrPortFrom(remote, 0)
 	}
 	return f
 }
@@ -98,6 +102,8 @@ func (d *dataplane) unmapFlows(t *testing.T) {
 	clearMap[DataplaneFlowKey](t, d.ByLocal)
 	clearMap[DataplaneFlowKey](t, d.ByPublic)
 	clearMap[DataplaneFlowKey](t, d.Foreign)
+	clearMap[DataplaneFragmentKey](t, d.Fragments)
+	clearMap[DataplaneRemoteKey](t, d.ByRemote)
 }
 
 // expect runs a frame and compares everything that can have changed: the
