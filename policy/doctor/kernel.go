@@ -127,7 +127,7 @@ func checkConntrackMax(v *view) []Finding {
 	}
 	remedy := lines(kept("net.netfilter.nf_conntrack_max", fmt.Sprint(2*most)),
 		"# a quarter as many hash buckets keep look-ups short:", fmt.Sprintf("echo %d > /sys/module/nf_conntrack/parameters/hashsize", most/2),
-		"# who has them?", "conntrack -L 2>/dev/null | grep -o 'src=[^ ]* dst=[^ ]* sport' | cut -d' ' -f1 | sort | uniq -c | sort -n | tail")
+		"# who has them?", "conntrack -L 2>/dev/null | awk '{ match($0, /src=[^ ]*/); print substr($0, RSTART, RLENGTH) }' | sort | uniq -c | sort -n | tail")
 	return filling(count, most, remedy, "connections in nf_conntrack", "when it is full new ones are dropped")
 }
 

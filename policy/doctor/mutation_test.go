@@ -115,7 +115,7 @@ func TestMutations(t *testing.T) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0", "eth1"}, Hardware: true}}
 		}, "flow_offload", Error, []string{"ft", "eth0.2 (VLAN 2)", "NIC of eth0"}, []string{"nft delete flowtable inet f ft"}},
 		{"conntrack near full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "800") },
-			"conntrack_max", Warning, []string{"800 of 1000 (80 %)"}, []string{"sysctl -w net.netfilter.nf_conntrack_max=2000"}},
+			"conntrack_max", Warning, []string{"800 of 1000", "80 %"}, []string{"sysctl -w net.netfilter.nf_conntrack_max=2000"}},
 		{"conntrack full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "950") },
 			"conntrack_max", Error, []string{"950 of 1000"}, []string{"nf_conntrack_max=2000"}},
 		{"pins near full", master, func(f *Facts) { f.Pins[0].Flows = 230000 },
