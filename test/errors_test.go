@@ -294,7 +294,7 @@ func (s *errorScene) errorOn(c *traffic.Capture, outgoing bool, ends flowEnds, w
 		if !is || f.Outgoing != outgoing {
 			return false
 		}
-		if (icmpMessage{told.Type, told.Code}) == want && told.Proto == ends.proto && told.QuotedFrom == ends.inside && told.QuotedTo == ends.remote {
+		if (icmpMessage{told.Type, told.Code}) == want && told.From == by && told.Proto == ends.proto && told.QuotedFrom == ends.inside && told.QuotedTo == ends.remote {
 			e = told
 			return true
 		}
@@ -302,10 +302,10 @@ func (s *errorScene) errorOn(c *traffic.Capture, outgoing bool, ends flowEnds, w
 		return false
 	})
 	if err != nil {
-		s.t.Fatalf("no error %v about %s from %s to %s: %v; the last other one: %v", want, ends.proto, ends.inside, ends.remote, err, others[max(0, len(others)-1):])
+		s.t.Fatalf("no error %v by %s about %s from %s to %s: %v; the last other one: %v", want, by, ends.proto, ends.inside, ends.remote, err, others[max(0, len(others)-1):])
 	}
-	if e.From != by || e.To != ends.inside.Addr() {
-		s.t.Errorf("an error from %s to %s, want from %s to %s: %s", e.From, e.To, by, ends.inside.Addr(), e)
+	if e.To != ends.inside.Addr() {
+		s.t.Errorf("an error to %s, want to %s: %s", e.To, ends.inside.Addr(), e)
 	}
 	if s.whole && len(e.Faults) > 0 {
 		s.t.Errorf("wrong checksums: %s", e)
