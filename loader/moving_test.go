@@ -5,6 +5,8 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf/link"
@@ -175,4 +177,67 @@ func TestMovedToAnotherNamespace(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Many interfaces that come at once are not pinned all at the end: each program
+// costs a grace period of the kernel.
+func TestReleasedInPortions(t *testing.T) {
+	enterNamespace(t)
+	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
+	const many = 10
+	var plan policy.Plan
+	for i := range uint32(many) {
+		name := fmt.Sprintf("wan%d", i)
+		one := onePin(addVeth(t, name, "peer"+name), name, true)
+		one.Pins[0].ID, one.Pins[0].Slot, one.Pins[0].Name, one.Interfaces[0].Slot = i+1, i+1, name, i+1
+		plan.Groups, plan.Pins, plan.Interfaces = one.Groups, append(plan.Pins, one.Pins...), append(plan.Interfaces, one.Interfaces...)
+	}
+	now, err := d.content()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := wanted(plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, some := make(chan error), false
+	step := convergence{d: d, now: now, want: want} // without a pause
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = here.Close() }()
+	go func() { done <- inNamespace(here, step.run) }()
+	for running := true; running; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			running = false
+		default:
+		}
+		uniques, err := readMap[slotAddr, uniqueState](d.maps.Uniques)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ready := 0
+		for _, state := range uniques {
+			if state == uniqueKnown {
+				ready++
+			}
+		}
+		links, err := os.ReadDir(filepath.Join(d.dir, linksDir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		some = some || ready > 0 && len(links) < 2*many
+		if !running && ready != many {
+			t.Errorf("%d unique addresses are ready in the end, want %d", ready, many)
+		}
+	}
+	if !some {
+		t.Error("no unique address was ready before each interface had its programs")
+	}
+	samePlan(t, mustPlanned(t, d), plan)
 }

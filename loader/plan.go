@@ -9,6 +9,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -53,7 +54,7 @@ func (d *Dataplane) Apply(plan policy.Plan) error {
 	for _, iface := range plan.Interfaces {
 		names[uint32(iface.Index)] = iface.Name
 	}
-	step := convergence{d: d, now: now, want: want, names: names}
+	step := convergence{d: d, now: now, want: want, names: names, pause: releaseEvery}
 	return step.run()
 }
 
@@ -130,11 +131,17 @@ func anyRetired(pins map[uint32]pinValue) bool {
 	return false
 }
 
+// releaseEvery is how long interfaces wait that have their programs while others
+// are still to get theirs, which takes some 10 ms each: the kernel waits for a
+// grace period.
+const releaseEvery = 50 * time.Millisecond
+
 // convergence is one Apply under way.
 type convergence struct {
 	d         *Dataplane
 	now, want content
 	names     map[uint32]string // of interfaces in the plan, for messages
+	pause     time.Duration     // between two looks for living flows
 }
 
 func (c *convergence) run() error {
@@ -142,17 +149,7 @@ func (c *convergence) run() error {
 	if err := c.fill(); err != nil {
 		return fmt.Errorf("apply plan: %w", err)
 	}
-	ready := make(map[uint32]bool)
-	for ifindex := range c.want.ifaces {
-		if err := c.d.attach(int(ifindex)); err != nil {
-			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(ifindex), err))
-			continue
-		}
-		ready[ifindex] = true
-	}
-	if err := c.release(fresh, ready); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, c.attachAll(fresh)...)
 	errs = append(errs, c.clean())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("apply plan: %w", err)
@@ -218,15 +215,39 @@ func (c *convergence) fill() error {
 	return nil
 }
 
-// release notes the living flows on the fresh addresses and takes their mark off.
-func (c *convergence) release(fresh []slotAddr, ready map[uint32]bool) error {
-	slots := make(map[uint32]bool)
-	for ifindex, iface := range c.want.ifaces {
-		if ready[ifindex] {
-			slots[iface.Slot] = true
-		}
+// attachAll puts the programs on the interfaces and releases the fresh addresses
+// of those that have them, in portions: a look for living flows reads the whole
+// table, so that no more than half of the time goes into it.
+func (c *convergence) attachAll(fresh []slotAddr) (errs []error) {
+	bySlot := make(map[uint32][]slotAddr)
+	for _, key := range fresh {
+		bySlot[key.Slot] = append(bySlot[key.Slot], key)
 	}
-	fresh = slices.DeleteFunc(fresh, func(key slotAddr) bool { return !slots[key.Slot] })
+	var ready []slotAddr
+	pause, since := c.pause, time.Now()
+	for ifindex, iface := range c.want.ifaces {
+		if err := c.d.attach(int(ifindex)); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(ifindex), err))
+			continue
+		}
+		ready = append(ready, bySlot[iface.Slot]...)
+		if time.Since(since) < pause {
+			continue
+		}
+		begun := time.Now()
+		if err := c.release(ready); err != nil {
+			errs = append(errs, err)
+		}
+		ready, since, pause = nil, time.Now(), max(c.pause, time.Since(begun))
+	}
+	if err := c.release(ready); err != nil {
+		errs = append(errs, err)
+	}
+	return errs
+}
+
+// release notes the living flows on fresh addresses and takes their mark off.
+func (c *convergence) release(fresh []slotAddr) error {
 	if len(fresh) == 0 {
 		return nil
 	}

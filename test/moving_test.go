@@ -418,3 +418,44 @@ func TestFollowedWithoutAPause(t *testing.T) {
 	t.Logf("followed: %s, beside %d other changes", spread(m.took), <-stopped)
 	m.sees(m.Hosts[0], lab.ServerWAN, vip)
 }
+
+// Many interfaces that come at once: to attach a program takes the kernel some
+// 10 ms. The roles do not wait until the last one has got its own.
+func TestRolesWhileManyAppear(t *testing.T) {
+	t.Parallel()
+	const many = 30
+	m := setMoving(t, "many", lab.Options{Hosts: 1, SingleRouter: true})
+	var pins, links strings.Builder
+	for i := range many {
+		fmt.Fprintf(&pins, "  - {vlan: %d, interface: v%d, vips: [203.0.113.%d], sources: [192.168.0.0/16]}\n", 100+i, i, i+1)
+		fmt.Fprintf(&links, "link add v%d type veth peer name peer%d\n", i, i)
+	}
+	m.begin(onWAN + pins.String())
+	m.awaitRole(m.RA, policy.RoleMaster)
+	withPrograms := func() (n int) {
+		m.must(m.RA.Do(func() error {
+			all, err := m.RA.Netlink().LinkList()
+			for _, l := range all {
+				if strings.HasPrefix(l.Attrs().Name, "v") && programsOn(l.Attrs().Index) == 2 {
+					n++
+				}
+			}
+			return err
+		}))
+		return n
+	}
+	m.blindly(func() { m.ip(m.RA.Node, links.String()) }) // so that one plan has them all
+	m.must(m.await("the first programs", func() (bool, error) { return withPrograms() > 0, nil }))
+	m.ip(m.RA.Node, fmt.Sprintf("addr del %s/24 dev wan0", vip.V4))
+	start := time.Now()
+	m.must(m.await("BACKUP in the maps", func() (bool, error) {
+		role, _, err := m.plane.Role(1)
+		return role == policy.RoleBackup, err
+	}))
+	took, n := time.Since(start), withPrograms()
+	if n == many {
+		t.Errorf("the role was there after %s, when each of %d interfaces had its programs", took, many)
+	}
+	m.must(m.await("all programs", func() (bool, error) { return withPrograms() == many, nil }))
+	t.Logf("the role took %s, when %d of %d had their programs; all had them after %s", took, n, many, time.Since(start))
+}

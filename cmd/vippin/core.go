@@ -102,17 +102,16 @@ func (d *daemon) loop(ctx context.Context) error {
 	defer tick.Stop()
 	settle := time.NewTimer(0)
 	defer settle.Stop()
-	settle.Stop()
 	for {
 		d.sendProbes()
 		d.armTick(tick)
 		d.armRetry(retry)
+		d.armSettle(settle)
 		select {
 		case <-ctx.Done():
 			return nil
 		case event := <-d.links:
 			d.linksChanged(event)
-			d.armSettle(settle)
 		case <-settle.C:
 			d.replan()
 		case advert := <-d.adverts:
@@ -171,8 +170,7 @@ func (d *daemon) sendProbes() {
 
 func (d *daemon) apply(plan policy.Plan) {
 	d.state.plan = plan
-	err := d.plane.Apply(plan)
-	if err != nil {
+	if err := d.applyBeside(plan); err != nil {
 		d.applyFailed(err)
 		return
 	}

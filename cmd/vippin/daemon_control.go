@@ -143,7 +143,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	}
 	now := d.env.monotonic()
 	d.decided(s.tracker.Update(now, plan))
-	if err := d.plane.Apply(plan); err != nil {
+	if err := d.applyBeside(plan); err != nil {
 		d.rollBack(now)
 		return policy.DryRun{}, fmt.Errorf("%w: %w", errRolledBack, err)
 	}

@@ -32,6 +32,7 @@ const (
 // following is what the loop knows of changes that no plan was made for.
 type following struct {
 	since time.Duration // CLOCK_MONOTONIC of the first one, 0: there is none
+	dueAt time.Duration // when to make the plan
 	links map[int]bool  // the interfaces that changed, not only their addresses
 	any   bool          // events were lost: any may have
 	blind bool          // the last look failed
@@ -45,6 +46,7 @@ func (f *following) add(event loader.LinkEvent, now time.Duration) {
 	if f.since == 0 {
 		f.since = min(event.Time, now)
 	}
+	f.dueAt = min(now+settled, f.since+settledBy)
 	switch event.Kind {
 	case loader.LinkChanged:
 		if f.links == nil {
@@ -57,27 +59,26 @@ func (f *following) add(event loader.LinkEvent, now time.Duration) {
 }
 
 // done forgets the changes: a plan was made for them.
-func (f *following) done() { f.since, f.links, f.any = 0, nil, false }
+func (f *following) done() { f.since, f.dueAt, f.links, f.any = 0, 0, nil, false }
 
 // changed tells whether an interface itself may have changed.
 func (f *following) changed(ifindex int) bool { return f.any || f.links[ifindex] }
 
-// untilSettled is how long to wait for another change before the plan is made.
-// There is none to make when nothing has changed.
-func (f *following) untilSettled(now time.Duration) (wait time.Duration, due bool) {
-	return max(0, min(settled, f.since+settledBy-now)), f.since != 0
-}
-
 // linksChanged looks at the interfaces and decides on the roles. Most plans
 // follow when the interfaces have settled.
 func (d *daemon) linksChanged(event loader.LinkEvent) {
-	now := d.env.monotonic()
-	d.state.follow.add(event, now)
-	for len(d.links) > 0 { // one look serves for all
-		d.state.follow.add(<-d.links, now)
-	}
+	d.noteChanges(event)
 	if d.look() && d.isUrgent() {
 		d.replan()
+	}
+}
+
+// noteChanges takes what has piled up too: one look serves for all.
+func (d *daemon) noteChanges(event loader.LinkEvent) {
+	now := d.env.monotonic()
+	d.state.follow.add(event, now)
+	for len(d.links) > 0 {
+		d.state.follow.add(<-d.links, now)
 	}
 }
 
@@ -182,14 +183,12 @@ func (d *daemon) armRetry(timer *time.Timer) {
 	timer.Reset(max(0, f.retryAt-d.env.monotonic()))
 }
 
-// armSettle sets the timer to when the interfaces have settled.
+// armSettle sets the timer to when the plan is to be made.
 func (d *daemon) armSettle(timer *time.Timer) {
-	wait, due := d.state.follow.untilSettled(d.env.monotonic())
-	if !due {
-		timer.Stop()
-		return
+	timer.Stop()
+	if due := d.state.follow.dueAt; due != 0 {
+		timer.Reset(max(0, due-d.env.monotonic()))
 	}
-	timer.Reset(wait)
 }
 
 // nextPlan plans for the interfaces as they were seen last.
@@ -213,10 +212,50 @@ func (d *daemon) follow(plan policy.Plan) {
 	since := d.state.follow.since
 	d.publishPlan(d.state.plan, plan)
 	d.decided(d.state.tracker.Update(d.env.monotonic(), plan))
+	d.state.follow.done() // what changes from here on is for the next plan
 	d.apply(plan)
-	d.state.follow.done()
+	now := d.env.monotonic()
 	if since != 0 && !d.state.retry {
-		d.log.Debug("followed the interfaces", "after", d.env.monotonic()-since)
+		d.log.Debug("followed the interfaces", "after", now-since)
+	}
+	if d.state.follow.since != 0 && d.isUrgent() {
+		d.state.follow.dueAt = now
+	}
+}
+
+// applyBeside applies a plan and lets the loop go on with the roles meanwhile:
+// the kernel lets some 10 ms pass for every program that it attaches, so that
+// many new interfaces take seconds. That is longer than a role may wait, or the
+// lease lasts.
+func (d *daemon) applyBeside(plan policy.Plan) error {
+	done := make(chan error, 1)
+	go func() { done <- d.plane.Apply(plan) }()
+	beat := time.NewTicker(d.state.config.VRRP.Lease / heartbeatsPerLease)
+	defer beat.Stop()
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	for {
+		d.sendProbes()
+		d.armTick(tick)
+		select {
+		case err := <-done:
+			return err
+		case event := <-d.links:
+			d.noteChanges(event)
+			d.look()
+		case advert := <-d.adverts:
+			d.advertsHeard(advert)
+		case claim := <-d.claims:
+			d.decided(d.state.tracker.Claim(d.env.monotonic(), claim))
+		case n := <-d.notices:
+			d.decided(d.state.tracker.FIFO(d.env.monotonic(), n.Kind, n.Name, n.State, n.Priority))
+		case <-tick.C:
+			d.decided(d.state.tracker.Tick(d.env.monotonic()))
+		case <-beat.C:
+			if err := d.plane.Heartbeat(d.env.monotonic()); err != nil {
+				d.log.Error("tell the programs that the daemon lives", "error", err)
+			}
+		}
 	}
 }
 
