@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
+	"vippin/policy"
 )
 
 const (
@@ -60,6 +61,7 @@ const (
 type bed struct {
 	core
 	network
+	name       policy.BenchCase
 	way        way
 	family     string
 	noChecksum bool
@@ -69,7 +71,7 @@ type bed struct {
 	programs     bpf.GeneratorObjects
 	pin          *pinning // nil without vippin
 	undo         []func() error
-	established  int
+	total        result // of the runs since it was set to zero
 }
 
 // side is one of the router's interfaces and the network behind it.
@@ -85,9 +87,9 @@ const (
 )
 
 // newBed builds a router for a case. Close it.
-func newBed(c core, w way, family string, noChecksum bool) (b *bed, err error) {
+func newBed(c core, name policy.BenchCase, family string, noChecksum bool) (b *bed, err error) {
 	b = &bed{
-		core: c, network: networks[family], way: w, family: family, noChecksum: noChecksum,
+		core: c, network: networks[family], name: name, way: ways[name], family: family, noChecksum: noChecksum,
 		home: netns.None(), router: netns.None(),
 	}
 	for i := range b.sides {
@@ -107,10 +109,13 @@ func newBed(c core, w way, family string, noChecksum bool) (b *bed, err error) {
 			return b, err
 		}
 	}
+	if err := netns.Set(b.home); err != nil {
+		return b, fmt.Errorf("return to this network namespace: %w", err)
+	}
 	return b, nil
 }
 
-// close takes the router away. The thread is in its own namespace again.
+// close takes the router away, and leaves the thread where newBed found it.
 func (b *bed) close() error {
 	var errs []error
 	if b.router.IsOpen() {
@@ -170,7 +175,7 @@ func (b *bed) addSides() error {
 			return err
 		}
 		sink := []*ebpf.Program{b.programs.SinkInside, b.programs.SinkOutside}[i]
-		err = b.in(s.ns, func() (err error) {
+		err = in(s.ns, func() (err error) {
 			if s.far, s.farMAC, err = setUp(name); err != nil {
 				return err
 			}
@@ -198,14 +203,19 @@ func (b *bed) addSides() error {
 	return nil
 }
 
-// in calls do in a namespace and returns to the router's.
-func (b *bed) in(ns netns.NsHandle, do func() error) error {
+// in calls do in a namespace and returns from there.
+func in(ns netns.NsHandle, do func() error) error {
+	from, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("open this network namespace: %w", err)
+	}
+	defer func() { _ = from.Close() }()
 	if err := netns.Set(ns); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
-	err := do()
-	if back := netns.Set(b.router); back != nil {
-		return errors.Join(err, fmt.Errorf("return to the router's network namespace: %w", back))
+	err = do()
+	if back := netns.Set(from); back != nil {
+		return errors.Join(err, fmt.Errorf("return from network namespace: %w", back))
 	}
 	return err
 }

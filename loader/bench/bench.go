@@ -105,8 +105,8 @@ func (o Options) check() error {
 	return nil
 }
 
-// Run measures. It needs root. When ctx ends it stops within two measurements
-// and returns ctx's error. A router that did not do what its case says (flows
+// Run measures. It needs root. When ctx ends it stops within moments and
+// returns ctx's error. A router that did not do what its case says (flows
 // not pinned, packets lost) is an error, not a rate.
 func Run(ctx context.Context, opts Options) ([]policy.BenchRow, error) {
 	opts = opts.withDefaults()
@@ -128,54 +128,95 @@ func Run(ctx context.Context, opts Options) ([]policy.BenchRow, error) {
 	return policy.BenchRows(samples, unix.ByteSliceToString(name.Release[:])), nil
 }
 
-// measureRounds builds a router anew for every case in every round: where the
-// kernel happens to put a router's memory is chance, and differs from round to
-// round like everything else that is chance.
+// slice is how long a case is measured before it is another one's turn: what
+// disturbs the machine for longer disturbs all of them.
+const slice = 100 * time.Millisecond
+
+// measureRounds builds the routers anew in every round: where the kernel
+// happens to put their memory is chance, and differs from round to round like
+// everything else that is chance.
 func measureRounds(ctx context.Context, opts Options, c core) (samples []policy.BenchSample, err error) {
 	begun := time.Now()
 	for round := range opts.Rounds {
 		for _, family := range opts.Families {
-			for i := range opts.Cases {
-				name := opts.Cases[(i+round)%len(opts.Cases)]
-				got, err := measureCase(ctx, opts, c, name, family)
-				if err != nil {
-					return nil, fmt.Errorf("measure %s over %s: %w", name, family, err)
-				}
-				for j := range got {
-					got[j].Round = round
-				}
-				samples = append(samples, got...)
+			got, err := measureRound(ctx, opts, c, round, family)
+			if err != nil {
+				return nil, err
 			}
+			samples = append(samples, got...)
 		}
 		opts.Progress(fmt.Sprintf("round %d of %d, %d s", round+1, opts.Rounds, int(time.Since(begun).Seconds())))
 	}
 	return samples, nil
 }
 
-// measureCase measures everything on one router.
-func measureCase(ctx context.Context, opts Options, c core, name policy.BenchCase, family string) (samples []policy.BenchSample, err error) {
-	b, err := newBed(c, ways[name], family, opts.NoChecksum)
-	if err != nil {
-		return nil, fmt.Errorf("build the router: %w", err)
-	}
-	defer func() { err = errors.Join(err, b.close()) }()
-	if err := b.establish(slices.Max(opts.Flows)); err != nil {
-		return nil, err
+// measureRound measures everything once, on routers that exist side by side.
+func measureRound(ctx context.Context, opts Options, c core, round int, family string) (samples []policy.BenchSample, err error) {
+	beds := make([]*bed, 0, len(opts.Cases))
+	defer func() {
+		for _, b := range slices.Backward(beds) {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	for i := range opts.Cases {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		name := opts.Cases[(i+round)%len(opts.Cases)]
+		b, err := newBed(c, name, family, opts.NoChecksum)
+		if err != nil {
+			return nil, fmt.Errorf("build a router for %s over %s: %w", name, family, err)
+		}
+		beds = append(beds, b)
+		if err := b.establish(slices.Max(opts.Flows)); err != nil {
+			return nil, fmt.Errorf("prepare %s over %s: %w", name, family, err)
+		}
 	}
 	for _, size := range opts.Sizes {
 		for _, flows := range opts.Flows {
 			for _, direction := range opts.Directions {
-				if err := ctx.Err(); err != nil {
-					return nil, err
-				}
 				setting := policy.BenchSetting{Direction: direction, Flows: flows, Size: size, Family: family}
-				mpps, err := b.measure(setting, opts.Time)
+				got, err := measureSetting(ctx, beds, setting, opts.Time)
 				if err != nil {
-					return nil, fmt.Errorf("%d flows, %s: %w", flows, direction, err)
+					return nil, fmt.Errorf("measure %w", err)
 				}
-				samples = append(samples, policy.BenchSample{BenchSetting: setting, Case: name, Mpps: mpps})
+				for _, sample := range got {
+					sample.Round = round
+					samples = append(samples, sample)
+				}
 			}
 		}
+	}
+	return samples, nil
+}
+
+// measureSetting lets the routers take turns, each for about so long in all.
+func measureSetting(ctx context.Context, beds []*bed, setting policy.BenchSetting, about time.Duration) ([]policy.BenchSample, error) {
+	runs := make([]*measurement, len(beds))
+	for i, b := range beds {
+		var err error
+		if runs[i], err = b.begin(setting); err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
+		}
+	}
+	turns := max(int(about/slice), 1)
+	for turn := range turns {
+		for i := range runs {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			m := runs[(i+turn)%len(runs)]
+			if err := m.goOn(about / time.Duration(turns)); err != nil {
+				return nil, fmt.Errorf("%s, %s, %d flows %s: %w", m.bed.name, setting.Family, setting.Flows, setting.Direction, err)
+			}
+		}
+	}
+	samples := make([]policy.BenchSample, len(runs))
+	for i, m := range runs {
+		if err := m.prove(); err != nil {
+			return nil, fmt.Errorf("%s, %s, %d flows %s: %w", m.bed.name, setting.Family, setting.Flows, setting.Direction, err)
+		}
+		samples[i] = policy.BenchSample{BenchSetting: setting, Case: m.bed.name, Mpps: m.result.rate() / 1e6}
 	}
 	return samples, nil
 }

@@ -84,25 +84,3 @@ func (p *pinning) counters() (loader.PinCounters, error) {
 	all, err := p.dataplane.PinCounters()
 	return all[p.id], err
 }
-
-// proves compares the pin's counters with what the sink saw: every packet of a
-// pinned flow was pinned on its way out and returned on its way back, and none
-// with the pin off.
-func (p *pinning) proves(before, after loader.PinCounters, mode pinMode, back bool, packets uint64) error {
-	pinned, returned := after.Pinned-before.Pinned, after.Returned-before.Returned
-	unpinned := after.TotalUnpinned() - before.TotalUnpinned()
-	var want [3]uint64
-	switch {
-	case mode == pinOn && !back:
-		want[0] = packets
-	case mode == pinOn:
-		want[1] = packets
-	case !back:
-		want[2] = packets
-	}
-	if got := [3]uint64{pinned, returned, unpinned}; got != want {
-		return fmt.Errorf("of %d packets the pin counts %d pinned, %d returned, %d unpinned: that is not what was to be measured",
-			packets, pinned, returned, unpinned)
-	}
-	return nil
-}

@@ -13,8 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
-	"vippin/loader"
-	"vippin/policy"
 )
 
 // The shape of the flows. Ports differ, so that NAT keeps them and the answers
@@ -97,6 +95,12 @@ type result struct {
 // rate is packets that arrived a second of the core's time.
 func (r result) rate() float64 { return float64(r.arrived) / r.busy.Seconds() }
 
+func (r *result) add(more result) {
+	r.sent += more.sent
+	r.arrived += more.arrived
+	r.busy += more.busy
+}
+
 // errLost says that not all packets arrived.
 var errLost = errors.New("packets got lost")
 
@@ -121,7 +125,7 @@ func (b *bed) play(s bpf.GeneratorBenchStream, size int, packets uint32) (result
 	if err != nil {
 		return result{}, err
 	}
-	err = b.in(from.ns, func() error {
+	err = in(from.ns, func() error {
 		_, err := b.programs.Generate.Run(&ebpf.RunOptions{
 			Data:    make([]byte, size),
 			Context: xdpContext{DataEnd: uint32(size), IngressIfindex: uint32(from.far)},
@@ -144,13 +148,16 @@ func (b *bed) play(s bpf.GeneratorBenchStream, size int, packets uint32) (result
 	if err != nil {
 		return result{}, err
 	}
-	return judge(done.Packets, before, after, want, end-begin)
+	r, err := judge(done.Packets, before, after, want)
+	r.busy = end - begin
+	b.total.add(r)
+	return r, err
 }
 
 // judge says what became of a run's packets. One lost in a thousand does not
 // move a rate.
-func judge(sent uint64, before, after seen, want bpf.GeneratorSeen, busy time.Duration) (result, error) {
-	r := result{sent: sent, arrived: after[want] - before[want], busy: busy}
+func judge(sent uint64, before, after seen, want bpf.GeneratorSeen) (result, error) {
+	r := result{sent: sent, arrived: after[want] - before[want]}
 	for kind := bpf.GeneratorSeenSEEN_CLIENT; kind < bpf.GeneratorSeenSEEN_KINDS; kind++ {
 		if n := after[kind] - before[kind]; kind != want && n > 0 {
 			return r, fmt.Errorf("%d of %d packets came with the address of %s instead of %s", n, sent, kindNames[kind], kindNames[want])
@@ -211,7 +218,6 @@ func (b *bed) establish(flows int) error {
 			return fmt.Errorf("make %d flows: %w", flows, err)
 		}
 	}
-	b.established = flows
 	if b.pin == nil {
 		return nil
 	}
@@ -223,43 +229,4 @@ func (b *bed) establish(flows int) error {
 		return fmt.Errorf("make %d flows: %d were pinned, %d of them at another port", flows, c.Created, c.Clash)
 	}
 	return nil
-}
-
-// tries is how often a measurement is begun again after packets got lost: when
-// the kernel lets something else onto the core at a bad moment, a veth's ring
-// of 256 packets runs over.
-const tries = 5
-
-// measure takes one rate, in million packets a second, over about so long. A
-// short run before it warms the caches and says how many packets that is.
-func (b *bed) measure(setting policy.BenchSetting, about time.Duration) (mpps float64, err error) {
-	s := b.stream(setting.Flows, setting.Direction == policy.BenchBack)
-	for range tries {
-		if mpps, err = b.measureOnce(s, setting.Size, about); !errors.Is(err, errLost) {
-			return mpps, err
-		}
-	}
-	return 0, fmt.Errorf("%w, %d times in a row: look what else runs on CPU %d", err, tries, b.cpu)
-}
-
-func (b *bed) measureOnce(s bpf.GeneratorBenchStream, size int, about time.Duration) (mpps float64, err error) {
-	warm, err := b.play(s, size, max(s.Flows, 100_000))
-	if err != nil {
-		return 0, err
-	}
-	packets := uint32(min(max(warm.rate()*about.Seconds(), batch), 1e9))
-	var before, after loader.PinCounters
-	if b.pin != nil {
-		if before, err = b.pin.counters(); err != nil {
-			return 0, err
-		}
-	}
-	r, err := b.play(s, size, packets)
-	if err != nil || b.pin == nil {
-		return r.rate() / 1e6, err
-	}
-	if after, err = b.pin.counters(); err != nil {
-		return 0, err
-	}
-	return r.rate() / 1e6, b.pin.proves(before, after, b.way.pin, s.Back != 0, r.sent)
 }
