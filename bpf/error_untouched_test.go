@@ -4,11 +4,13 @@ package bpf
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
 
 	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 )
 
 // One change to the quoted packet, and the error is none of the flow's.
@@ -86,6 +88,9 @@ func TestErrorQuotesError(t *testing.T) {
 func TestErrorTypes(t *testing.T) {
 	d := newDataplane(t)
 	eachErrorFlow(t, func(t *testing.T, direction string, fl flow) {
+		if fl.proto != layers.IPProtocolUDP || fl.local.Port() == fl.public.Port() {
+			return
+		}
 		d.unmapFlows(t)
 		d.mapFlow(t, fl)
 		ipv6 := fl.local.Addr().Is6()
@@ -184,7 +189,7 @@ func TestErrorOfNoFlow(t *testing.T) {
 func TestErrorMalformed(t *testing.T) {
 	d := newDataplane(t)
 	eachErrorFlow(t, func(t *testing.T, direction string, fl flow) {
-		if fl.remote.Port() > 0 && fl.local.Port() == fl.public.Port() && fl.proto != layers.IPProtocolSCTP {
+		if fl.local.Port() > 0 && fl.local.Port() == fl.public.Port() && fl.proto != layers.IPProtocolSCTP {
 			return // all that changes here changes with another port, too
 		}
 		d.unmapFlows(t)
@@ -194,53 +199,58 @@ func TestErrorMalformed(t *testing.T) {
 				q.name == "udp without checksum" { // which gets one
 				continue
 			}
-			in, want := fl.errorFrames(t, direction, fl.errorKind(), q)
-			good, rewrittenGood := in.bytes(t), want.bytes(t)
-			for i := etherHeader; i < len(good); i++ {
-				for _, bits := range []byte{0x01, 0xff} {
-					b := bytes.Clone(good)
-					b[i] ^= bits
-					d.malformed(t, direction, b, good, rewrittenGood)
-					if t.Failed() {
-						t.Fatalf("%s, octet %d ^ %#x", q.name, i, bits)
+			t.Run(q.name, func(t *testing.T) {
+				in, want := fl.errorFrames(t, direction, fl.errorKind(), q)
+				good, rewrittenGood := in.bytes(t), want.bytes(t)
+				changed := uint64(0)
+				d.forget(t)
+				for i := etherHeader; i < len(good); i++ {
+					for _, bits := range []byte{0x01, 0xff} {
+						b := bytes.Clone(good)
+						b[i] ^= bits
+						if d.malformed(t, direction, b, good, rewrittenGood) {
+							changed++
+						}
+						if t.Failed() {
+							t.Fatalf("octet %d ^ %#x", i, bits)
+						}
 					}
 				}
-			}
+				counted := rewritten(direction)
+				for c := range counted {
+					counted[c] = changed
+				}
+				sameCounts(t, "pin 1", d.pinCounts(t, pinNumber), counted)
+			})
 		}
 	})
 }
 
-// malformed runs a frame that differs from a good one in an octet. Where the
-// good one's checksum ends up is not foreseen, only where it stands.
-func (d *dataplane) malformed(t *testing.T, direction string, b, good, rewrittenGood []byte) {
+// malformed runs a frame that differs from a good one in an octet, and tells
+// whether it was rewritten. What a checksum becomes is not foreseen, only where
+// it stands.
+func (d *dataplane) malformed(t *testing.T, direction string, b, good, rewrittenGood []byte) (changed bool) {
 	t.Helper()
-	d.forget(t)
 	res, err := tryRun(d.program(direction), b, forwarded, checksumComplete)
+	if errors.Is(err, unix.EINVAL) { // an older kernel
+		res, err = tryRun(d.program(direction), b, forwarded, checksumNone)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	if res.action != actUnspec || len(res.frame) != len(b) {
 		t.Fatalf("action %d, %d octets of %d", int32(res.action), len(res.frame), len(b))
 	}
-	changed := 0
 	for i := range b {
 		if res.frame[i] == b[i] {
 			continue
 		}
-		changed++
-		// A change reaches both octets of a checksum, or one of them.
+		changed = true
+		// Of a checksum either octet may change.
 		pair := i &^ 1
 		if good[pair] == rewrittenGood[pair] && good[pair+1] == rewrittenGood[pair+1] {
 			t.Errorf("octet %d changed from %#x to %#x", i, b[i], res.frame[i])
 		}
 	}
-	counted := d.pinCounts(t, pinNumber)
-	want := counts{}
-	if changed > 0 {
-		want = rewritten(direction)
-	}
-	sameCounts(t, fmt.Sprintf("%d octets changed", changed), counted, want)
-	if none := d.pinCounts(t, 0); changed > 0 && len(none) > 0 {
-		t.Errorf("changed, and counted for no pin: %v", none)
-	}
+	return changed
 }

@@ -43,9 +43,14 @@ __noinline verdict note_fragment(struct __sk_buff *skb, const struct packet *pkt
 	struct fragment f = {.pin = verdict_pin(v), .counter = verdict_counter(v)};
 	struct fragment_key key;
 
-	if (!pkt || (f.counter == PIN_COUNTERS && (out || !find_vip(slot, &pkt->dst))))
+	if (!pkt)
 		return v;
 	fragment_key_of(pkt, slot, out, &key);
+	if (f.counter == PIN_COUNTERS && (out || !find_vip(slot, &pkt->dst))) {
+		/* An earlier datagram may have had this identification. */
+		bpf_map_delete_elem(&fragments, &key);
+		return v;
+	}
 	f.addr = out ? pkt->src : pkt->dst;
 	if (f.counter == PIN_PINNED || f.counter == PIN_RETURNED)
 		load_addr(skb, pkt, out ? SOURCE : DESTINATION, &f.addr);

@@ -253,6 +253,9 @@ static __always_inline enum transport parse_transport(struct __sk_buff *skb, str
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
+		/* Behind a first fragment that is too short for it stands Ethernet's padding. */
+		if (pkt->proto == IPPROTO_TCP && !quoted && pkt->fragment && pkt->l4_len < 20)
+			return UNKNOWN;
 		if (pkt->proto == IPPROTO_TCP && !quoted)
 			err = bpf_skb_load_bytes(skb, pkt->l4_off, ports, 20);
 		else

@@ -263,7 +263,8 @@ __noinline verdict leave_unmapped(struct __sk_buff *skb, const struct packet *pk
 	__u32 zero = 0;
 
 	b = bpf_map_lookup_elem(&bench, &zero);
-	if (!pkt || !key || !b || is_echo_reply(pkt))
+	/* Of a later fragment the type of message is unknown. */
+	if (!pkt || !key || !b || (known && is_echo_reply(pkt)))
 		return untouched();
 	unique = find_unique(key->slot, &pkt->src);
 	if (!unique)
