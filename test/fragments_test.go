@@ -29,6 +29,12 @@ const large = 65000
 // remoteAlone are addresses of the server that no inside host talks to.
 var remoteAlone = lab.Ends{V4: netip.MustParseAddr("198.51.100.20"), V6: netip.MustParseAddr("2001:db8:100::20")}
 
+// addRemoteAlone gives the server its addresses.
+func (s *scene) addRemoteAlone() {
+	s.t.Helper()
+	s.ip(s.Server, fmt.Sprintf("addr add %s/24 dev eth0", remoteAlone.V4), fmt.Sprintf("addr add %s/64 dev eth0 nodad", remoteAlone.V6))
+}
+
 // eachFamily does something for both families, of which one end is given each.
 func (s *scene) eachFamily(do func(s *scene, to, vip, own netip.Addr), to lab.Ends) {
 	s.t.Helper()
@@ -66,10 +72,7 @@ func TestFragmentsUntouched(t *testing.T) {
 			}
 		}))
 	})
-	for _, addr := range []string{remoteAlone.V4.String() + "/24", remoteAlone.V6.String() + "/64"} {
-		_, err := s.Server.Run(s.ctx, "ip", "addr", "add", addr, "dev", "eth0", "nodad")
-		s.must(err)
-	}
+	s.addRemoteAlone()
 	s.serveOnRouter()
 	s.run("service on the VIP", func(s *scene) { s.eachFamily((*scene).largeToService, remoteAlone) })
 }
