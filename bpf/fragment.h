@@ -85,8 +85,11 @@ __noinline verdict pin_fragment(struct __sk_buff *skb, const struct packet *pkt,
 	ours = out ? &pkt->src : &pkt->dst;
 	fragment_key_of(pkt, slot, out, &key);
 	first = bpf_map_lookup_elem(&fragments, &key);
-	if (first && (addr_equal(ours, &first->addr) || !rewrite_end(skb, pkt, end, &first->addr, 0)))
+	if (first && (addr_equal(ours, &first->addr) || !rewrite_end(skb, pkt, end, &first->addr, 0))) {
+		if (out && (first->counter == PIN_PINNED || first->counter == PIN_FOREIGN))
+			count_role(first->pin);
 		return judged(first->pin, first->counter);
+	}
 	if (first)
 		return judged(first->pin, PIN_ERROR);
 	local = out ? NULL : suspect(pkt, slot);

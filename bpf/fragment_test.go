@@ -317,6 +317,25 @@ func TestFragmentsNative(t *testing.T) {
 	})
 }
 
+// The mapping decides, not the role; that the VIP is another's is counted for
+// every fragment that leaves with it.
+func TestFragmentsWhileBackup(t *testing.T) {
+	d := newDataplane(t)
+	eachFragmentedFlow(t, func(t *testing.T, direction string, fl flow) {
+		d.reset(t)
+		d.setRole(t, roleBackup)
+		d.mapFlow(t, fl)
+		in, want := fl.inPieces(t, direction, someIdent)
+		counted := rewritten(direction)
+		if direction == egress {
+			counted[DataplanePinCounterPIN_VIP_WHILE_BACKUP] = 1
+		}
+		for i := range in {
+			d.expectBoth(t, direction, in[i].bytes(t), want[i].bytes(t), forwarded, counted)
+		}
+	})
+}
+
 // A first fragment that does not hold its transport header is nobody's, and the
 // others then are not either, although the remote host has a mapping. Ethernet
 // pads short frames: that is no header.
