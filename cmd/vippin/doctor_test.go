@@ -90,17 +90,17 @@ func TestDoctorShowing(t *testing.T) {
 }
 
 // What the verb asks for reaches the facts: the daemon's process, the bpffs of
-// the configuration, the interfaces with pins and what stands on them.
+// the configuration, the interfaces with pins and every macvlan.
 func TestDoctorAsksTheMachine(t *testing.T) {
 	b := newRig(t)
 	b.observed.Links = append(b.observed.Links, policy.Link{Index: 9, Name: "vrrp4.10", Kind: "macvlan", Parent: 3, Up: true},
-		policy.Link{Index: 10, Name: "tap0", Kind: "macvlan", Parent: 2, Up: true})
+		policy.Link{Index: 10, Name: "vrrp4.7", Kind: "macvlan", Parent: 2, Up: true})
 	var asked loader.MachineOptions
 	b.machine = func(opts loader.MachineOptions) policy.Machine { asked = opts; return doctorMachine(opts) }
 	b.serve(doctorController())
 	b.run("doctor")
 	if asked.DaemonPID != os.Getpid() || asked.BPFFS != "/sys/fs/bpf/vippin-test" ||
-		!slices.Equal(asked.Interfaces, []string{"eth0.2", "eth0.20", "vrrp4.10"}) {
+		!slices.Equal(asked.Interfaces, []string{"eth0.2", "eth0.20", "vrrp4.10", "vrrp4.7"}) {
 		t.Errorf("asked for %+v", asked)
 	}
 }

@@ -132,8 +132,8 @@ func (c *cli) daemonPID(ctx context.Context, client *client) int {
 	return int(callerOf(conn).pid)
 }
 
-// interfacesOf lists those whose settings matter: with a pin or VRRP, and what
-// stands on them with a MAC of its own.
+// interfacesOf lists those whose settings matter: with a pin or VRRP, and those
+// with a MAC of their own over another one, inside too.
 func interfacesOf(plan policy.Plan, observed policy.Observed) []string {
 	watched := make(map[int]bool)
 	for _, planned := range plan.Interfaces {
@@ -141,7 +141,7 @@ func interfacesOf(plan policy.Plan, observed policy.Observed) []string {
 	}
 	var names []string
 	for _, link := range observed.Links {
-		if watched[link.Index] || link.Kind == "macvlan" && watched[link.Parent] {
+		if watched[link.Index] || link.Kind == "macvlan" {
 			names = append(names, link.Name)
 		}
 	}

@@ -59,13 +59,18 @@ func (v *view) strict(ifname string) bool {
 	return max(v.sysctl("net/ipv4/conf/all/rp_filter"), v.sysctl("net/ipv4/conf/"+ifname+"/rp_filter")) == "1"
 }
 
+// hasIPv4 says whether an interface has an address that packets come for.
+func hasIPv4(link policy.Link) bool {
+	return slices.ContainsFunc(link.Addrs, func(a policy.Addr) bool { return is4(a.Prefix.Addr()) })
+}
+
 // loose lets everything in that has some way back; 2 wins over a 1 for all.
 func loose(ifname string) string { return setting("net/ipv4/conf/"+ifname+"/rp_filter", "2") }
 
 func checkRPFilter(v *view) []Finding {
 	var found []Finding
 	for _, link := range v.watched() {
-		if link.Kind == "macvlan" && isVirtualMAC(link.MAC) && link.MAC[4] == 1 && v.strict(link.Name) {
+		if link.Kind == "macvlan" && isVirtualMAC(link.MAC) && hasIPv4(link) && v.strict(link.Name) {
 			found = append(found, fault(loose(link.Name),
 				"the reverse-path filter of the virtual MAC interface %s is strict: the way back is by %s, so what comes to the virtual MAC is dropped",
 				link.Name, v.links[link.Parent].Name))

@@ -126,12 +126,17 @@ func (v *view) vmacsOver(index int) []policy.Link {
 }
 
 // watched lists the interfaces on which something happens: with a pin or VRRP,
-// and the virtual MACs over them.
+// and every virtual MAC, since inside ones carry the same connections.
 func (v *view) watched() []policy.Link {
 	var list []policy.Link
 	for _, planned := range v.Plan.Interfaces {
 		if link, there := v.links[planned.Index]; there {
-			list = append(append(list, link), v.vmacsOver(link.Index)...)
+			list = append(list, link)
+		}
+	}
+	for _, link := range v.Observed.Links {
+		if link.Kind == "macvlan" && isVirtualMAC(link.MAC) {
+			list = append(list, link)
 		}
 	}
 	return list
