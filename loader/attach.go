@@ -22,6 +22,7 @@ import (
 const (
 	tierTCX    = "tcx"
 	tierClsact = "clsact"
+	tierMarks  = "+marks" // after either: without BTF, see marks.go
 )
 
 // hook is one of the two places on an interface where a program sits.
@@ -59,7 +60,17 @@ func (d *Dataplane) linkPath(ifindex int, h hook) string {
 
 // Tier says how the programs are attached: "tcx", or "clsact" on kernels
 // without it (before Linux 6.6); "" when nothing was loaded or attached here.
+// "+marks" after it: the kernel has no BTF, and a table of nf_tables tells the
+// programs by marks what conntrack knows.
 func (d *Dataplane) Tier() string {
+	tier := d.attachedBy()
+	if tier != "" && d.marks {
+		tier += tierMarks
+	}
+	return tier
+}
+
+func (d *Dataplane) attachedBy() string {
 	entries, err := os.ReadDir(filepath.Join(d.dir, linksDir))
 	if err == nil {
 		for _, entry := range entries {

@@ -193,6 +193,9 @@ func (d *Dataplane) Planned() (policy.Plan, error) {
 	if err != nil {
 		return policy.Plan{}, err
 	}
+	if d.marks {
+		maps.DeleteFunc(c.sources, func(key sourceKey, _ uint32) bool { return isNumberKey(key) })
+	}
 	var plan policy.Plan
 	for _, id := range slices.Sorted(maps.Keys(c.groups)) {
 		group := c.groups[id]

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -26,6 +27,7 @@ type Options struct {
 	Log      *slog.Logger // nil: nothing is logged
 
 	noTCX bool // attach as on a kernel without tcx
+	noBTF bool // load as on a kernel without BTF
 }
 
 // pinnedMaps are the maps that outlive the process. Each is pinned under the
@@ -78,19 +80,26 @@ type Dataplane struct {
 	dir   string
 	log   *slog.Logger
 	noTCX bool
+	marks bool // a table of ours tells the programs what conntrack knows, see marks.go
 
 	maps    pinnedMaps
 	egress  *ebpf.Program // nil after Open
 	ingress *ebpf.Program // nil after Open
+
+	tableMu sync.Mutex
+	table   *markTable // as Apply put it into force; nil: it did not
+	tableAt uint32     // nf_tables' generation in which it was last seen unharmed
 }
 
 // Load brings the dataplane into force: it mounts bpffs where it is missing
 // (and logs that), takes over the maps that are pinned below opts.BPFFS, loads
-// the programs and replaces those of every attachment in one step each. Loading
-// again is harmless. An *UnsupportedError names what the kernel lacks.
+// the programs and replaces those of every attachment in one step each. On a
+// kernel without BTF it takes the programs that nf_tables tells what conntrack
+// knows. Loading again is harmless. An *UnsupportedError names what the kernel
+// lacks.
 func Load(opts Options) (*Dataplane, error) {
 	d := newDataplane(opts.BPFFS, opts.Log)
-	d.noTCX = opts.noTCX
+	d.noTCX, d.marks = opts.noTCX, opts.noBTF
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, permissionError(err)
 	}
@@ -129,37 +138,90 @@ func newDataplane(dir string, log *slog.Logger) *Dataplane {
 
 func (d *Dataplane) load(maxFlows uint32) error {
 	d.loadConntrackModules()
-	spec, err := bpf.LoadDataplane()
-	if err != nil {
-		return fmt.Errorf("read the built-in programs: %w", err)
+	kernel := runningKernel()
+	objects, err := d.loadObject(maxFlows)
+	if errors.As(err, new(*objectError)) && !d.marks && !kernel.haveBTF() {
+		d.log.Info("this kernel has no BTF (/sys/kernel/btf/vmlinux): nf_tables tells the programs what conntrack knows",
+			"table", "inet "+marksTable, "why", err)
+		d.marks = true
+		objects, err = d.loadObject(maxFlows)
 	}
-	if maxFlows != 0 {
-		for name := range flowMaps {
-			spec.Maps[name].MaxEntries = maxFlows
-		}
+	var failed *objectError
+	if errors.As(err, &failed) {
+		return explainLoad(failed.err, kernel, d.log)
 	}
-	kept, err := d.keptMaps(spec)
-	defer closeMaps(kept)
 	if err != nil {
 		return err
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept})
-	if err != nil {
-		return explainLoad(err, runningKernel(), d.log)
+	defer objects.close()
+	return d.takeInto(objects)
+}
+
+// objectError says that the kernel refused maps or programs.
+type objectError struct{ err error }
+
+func (e *objectError) Error() string { return e.err.Error() }
+
+// object is a loaded collection.
+type object struct {
+	spec *ebpf.CollectionSpec
+	coll *ebpf.Collection
+	kept map[string]*ebpf.Map // of an earlier start
+}
+
+func (o *object) close() {
+	if o.coll != nil {
+		o.coll.Close()
 	}
-	defer coll.Close()
+	closeMaps(o.kept)
+}
+
+// loadObject loads the programs of the tier, with the maps that are there.
+func (d *Dataplane) loadObject(maxFlows uint32) (o *object, err error) {
+	read := bpf.LoadDataplane
+	if d.marks {
+		read = bpf.LoadMarks
+	}
+	o = &object{}
+	if o.spec, err = read(); err != nil {
+		return nil, fmt.Errorf("read the built-in programs: %w", err)
+	}
+	if maxFlows != 0 {
+		for name := range flowMaps {
+			o.spec.Maps[name].MaxEntries = maxFlows
+		}
+	}
+	if o.kept, err = d.keptMaps(o.spec); err == nil {
+		if o.coll, err = ebpf.NewCollectionWithOptions(o.spec, ebpf.CollectionOptions{MapReplacements: o.kept}); err != nil {
+			err = &objectError{err}
+		}
+	}
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// takeInto makes what was loaded the dataplane in force.
+func (d *Dataplane) takeInto(o *object) error {
+	if d.marks {
+		if _, err := rulesetGeneration(); err != nil {
+			return &UnsupportedError{"nf_tables", "load the module nf_tables, or take a kernel that has it or BTF (/sys/kernel/btf/vmlinux)", err}
+		}
+	}
 	var objects struct {
 		pinnedMaps
 		Egress  *ebpf.Program `ebpf:"vippin_egress"`
 		Ingress *ebpf.Program `ebpf:"vippin_ingress"`
 	}
 	fresh := make(map[string]*ebpf.Map)
-	for name, m := range coll.Maps {
-		if spec.Maps[name].Pinning == ebpf.PinNone && pinned(name) && kept[name] == nil {
+	for name, m := range o.coll.Maps {
+		if o.spec.Maps[name].Pinning == ebpf.PinNone && pinned(name) && o.kept[name] == nil {
 			fresh[name] = m
 		}
 	}
-	if err := coll.Assign(&objects); err != nil {
+	if err := o.coll.Assign(&objects); err != nil {
 		return fmt.Errorf("sort out maps and programs: %w", err)
 	}
 	d.maps, d.egress, d.ingress = objects.pinnedMaps, objects.Egress, objects.Ingress
@@ -168,7 +230,7 @@ func (d *Dataplane) load(maxFlows uint32) error {
 			return err
 		}
 	}
-	return d.replacePrograms()
+	return d.enterTier()
 }
 
 // pinned tells whether a map belongs to pinnedMaps.
@@ -269,6 +331,11 @@ func Open(bpffs string) (*Dataplane, error) {
 	}
 	if err := coll.Assign(&d.maps); err != nil {
 		return nil, fmt.Errorf("sort out maps: %w", err)
+	}
+	settings, err := d.settings()
+	d.marks = settings.Marks != 0
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }

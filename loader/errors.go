@@ -73,8 +73,6 @@ func explainLoad(err error, kernel kernelFacts, log *slog.Logger) error {
 		log.LogAttrs(context.Background(), slog.LevelDebug, "verifier log", slog.String("log", fmt.Sprintf("%+v", verifier)))
 	}
 	switch {
-	case !kernel.haveBTF():
-		return &UnsupportedError{"BTF (/sys/kernel/btf/vmlinux)", "take a kernel built with CONFIG_DEBUG_INFO_BTF", err}
 	case isKfuncError(err) && !kernel.haveConntrack():
 		return &UnsupportedError{"connection tracking", "load the module nf_conntrack, or take a kernel that has it", err}
 	case isKfuncError(err):

@@ -29,7 +29,6 @@ func TestExplainLoad(t *testing.T) {
 		want   string // in the message
 		absent bool   // of the kernel: an UnsupportedError
 	}{
-		{"BTF", func(k *kernelFacts) { k.haveBTF = no }, unix.EINVAL, "missing BTF (/sys/kernel/btf/vmlinux)", true},
 		{"conntrack", func(k *kernelFacts) { k.haveConntrack = no }, kfunc, "load the module nf_conntrack", true},
 		{"kfunc", nil, kfunc, "missing a conntrack function for BPF programs", true},
 		{"ring buffer", func(k *kernelFacts) { k.haveRingBuf = no }, unix.EINVAL, "missing BPF ring buffers", true},

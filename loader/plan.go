@@ -54,7 +54,11 @@ func (d *Dataplane) Apply(plan policy.Plan) error {
 	for _, iface := range plan.Interfaces {
 		names[uint32(iface.Index)] = iface.Name
 	}
-	step := convergence{d: d, now: now, want: want, names: names, pause: releaseEvery}
+	marks, errs, err := d.planMarks(now, want, plan)
+	if err != nil {
+		return fmt.Errorf("apply plan: %w", errors.Join(append(errs, err)...))
+	}
+	step := convergence{d: d, now: now, want: want, names: names, pause: releaseEvery, marks: marks, errs: errs}
 	return step.run()
 }
 
@@ -142,12 +146,18 @@ type convergence struct {
 	now, want content
 	names     map[uint32]string // of interfaces in the plan, for messages
 	pause     time.Duration     // between two looks for living flows
+	marks     *marksStep        // nil where the kernel has BTF
+	errs      []error           // of the preparation
 }
 
 func (c *convergence) run() error {
 	fresh, errs := c.markFresh()
+	errs = append(errs, c.errs...)
 	if err := c.fill(); err != nil {
 		return fmt.Errorf("apply plan: %w", err)
+	}
+	if err := c.marks.put(c.d); err != nil {
+		errs, fresh = append(errs, err), nil // nothing is pinned, then
 	}
 	errs = append(errs, c.attachAll(fresh)...)
 	errs = append(errs, c.clean())
@@ -175,7 +185,7 @@ func (c *convergence) markFresh() ([]slotAddr, []error) {
 			errs = append(errs, fmt.Errorf("interface %s: %w", c.name(ifindex), err))
 		}
 		before, known := c.now.ifaces[ifindex]
-		unseen[iface.Slot] = !on || !known || before != iface
+		unseen[iface.Slot] = !on || !known || before != iface || !c.marks.shows(ifindex)
 	}
 	var fresh []slotAddr
 	for key := range c.want.uniques {

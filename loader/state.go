@@ -30,11 +30,19 @@ func (d *Dataplane) SetSettings(s Settings) error {
 	}
 	value := bpf.DataplaneSettings{
 		LeaseNs: uint64(s.Lease), TagMark: s.TagMark, TagMask: s.TagMask, TagPriority: s.TagPriority,
+		Marks: d.marksSetting(),
 	}
 	if err := d.maps.Settings.Put(uint32(0), value); err != nil {
 		return fmt.Errorf("write settings: %w", err)
 	}
 	return nil
+}
+
+func (d *Dataplane) settings() (value bpf.DataplaneSettings, err error) {
+	if err := d.maps.Settings.Lookup(uint32(0), &value); err != nil {
+		return value, fmt.Errorf("read settings: %w", err)
+	}
+	return value, nil
 }
 
 // SetEnabled switches a pin on or off and says by whose word. Living flows are

@@ -124,6 +124,7 @@ type PlanInterface struct {
 	VIPs    []netip.Addr // every VIP of the pins here, link-local ones too
 	Sources []PlanSource // which inside prefix belongs to which pin; the longest prefix decides
 	VRIDs   []PlanVRID   // whose adverts renew which group's lease
+	Uppers  []int        // macvlans on it (VRRP's virtual MAC): what leaves by them leaves here
 }
 
 // PlanSource says that flows from an inside prefix belong to a pin. First

@@ -35,7 +35,20 @@ func (p *planner) buildInterfaces() {
 		face.VIPs = vips[link.Index]
 		face.Uniques = uniquesOf(link, face.VIPs)
 		face.Sources = p.sourcesOf(here[link.Index], link.Name)
+		face.Uppers = p.macvlansOn(link.Index)
 	}
+}
+
+// macvlansOn lists the macvlans on a link.
+func (p *planner) macvlansOn(index int) []int {
+	var uppers []int
+	for _, link := range p.links {
+		if link.Kind == "macvlan" && link.Parent == index {
+			uppers = append(uppers, link.Index)
+		}
+	}
+	slices.Sort(uppers)
+	return uppers
 }
 
 func (p *planner) interfaceOf(index int) *PlanInterface {

@@ -70,6 +70,7 @@ pins:
 				VIPs:    addrs("fe80::2", "10.10.10.2", "2001:db8:2::2"),
 				Sources: []PlanSource{{netip.MustParsePrefix("0.0.0.0/0"), 1}, {netip.MustParsePrefix("::/0"), 1}},
 				VRIDs:   []PlanVRID{{10, 1}, {12, 1}},
+				Uppers:  []int{4},
 			},
 			{
 				Index: 5, Name: "eth0.20", Slot: 2, HasL2: true, Uniques: addrs("203.0.113.3"), VIPs: addrs("203.0.113.2"),
