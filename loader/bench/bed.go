@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -199,6 +200,9 @@ func (b *bed) addSides() error {
 		if err := b.programs.OtherSide.Put(key, value); err != nil {
 			return fmt.Errorf("tell the redirect where to: %w", err)
 		}
+		if err := awaitCarrier(b.sides[i].near); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -229,6 +233,23 @@ func setUp(name string) (int, net.HardwareAddr, error) {
 		return 0, nil, fmt.Errorf("set %s up: %w", name, err)
 	}
 	return l.Attrs().Index, l.Attrs().HardwareAddr, nil
+}
+
+// awaitCarrier waits until the kernel has noticed that both ends of a cable are
+// up: until then it drops what is sent there.
+func awaitCarrier(ifindex int) error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		l, err := netlink.LinkByIndex(ifindex)
+		if err != nil {
+			return fmt.Errorf("look at interface %d: %w", ifindex, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("wait for %s to come up: it is %s", l.Attrs().Name, l.Attrs().OperState)
+		}
+	}
 }
 
 func (b *bed) attachXDP(program *ebpf.Program, ifindex int, name string) error {
