@@ -110,10 +110,16 @@ func newDataplane(t *testing.T) *dataplane {
 // loadDataplane loads the programs with empty maps; adjust may change their sizes.
 func loadDataplane(t *testing.T, adjust func(*ebpf.CollectionSpec)) *dataplane {
 	t.Helper()
+	return loadObject(t, LoadDataplane, adjust)
+}
+
+// loadObject is loadDataplane for either object: their maps are the same.
+func loadObject(t *testing.T, load func() (*ebpf.CollectionSpec, error), adjust func(*ebpf.CollectionSpec)) *dataplane {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("loading BPF programs needs root")
 	}
-	spec, err := LoadDataplane()
+	spec, err := load()
 	if err != nil {
 		t.Fatal(err)
 	}
