@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"bytes"
 	"net/netip"
 	"testing"
 
@@ -380,6 +381,35 @@ func TestDecideNative(t *testing.T) {
 			d.expectMarked(t, b, b, skb, counts{}, counts{})
 			d.expectEmpty(t)
 		})
+	})
+}
+
+// Where conntrack cannot be asked, what leaves from a VIP is remembered of every
+// protocol.
+func TestDecideForeign(t *testing.T) {
+	d := newMarked(t)
+	eachNewFlow(t, func(t *testing.T, fl flow) {
+		d.resetMarked(t)
+		own := fl
+		own.local = fl.public
+		b, _ := own.packet(t, egress)
+		d.expectMarked(t, b, b, skBuff{}, counts{}, counts{})
+		var when uint64
+		if err := d.Foreign.Lookup(fl.key(fl.public), &when); err != nil {
+			t.Fatal(err)
+		}
+		in, want := fl.packet(t, egress)
+		if fl.proto == layers.IPProtocolSCTP || fl.proto == layers.IPProtocolGRE {
+			want = in
+		}
+		d.forget(t)
+		got := run(t, d.VippinEgress, in, masqueraded, checksumComplete)
+		if n := d.pinCounts(t, pinNumber); n[DataplanePinCounterPIN_CLASH]+n[DataplanePinCounterPIN_NO_PORT] != 1 {
+			t.Errorf("counted %v, want a clash", n)
+		}
+		if bytes.Equal(got.frame, want) != bytes.Equal(in, want) {
+			t.Error("the public end that the router itself uses was given to a mapping")
+		}
 	})
 }
 

@@ -136,6 +136,31 @@ func TestProtocolNotOfTheFlow(t *testing.T) {
 	})
 }
 
+// Any octet may be wrong, of whole packets and of fragments.
+func TestProtocolMalformed(t *testing.T) {
+	d := newDataplane(t)
+	all := append([]layers.IPProtocol{layers.IPProtocolTCP, layers.IPProtocolUDP, icmp, layers.IPProtocolSCTP}, portless...)
+	for _, direction := range []string{egress, ingress} {
+		for _, ipv6 := range []bool{false, true} {
+			for _, proto := range all {
+				fl := someFlow(ipv6, proto, proto != layers.IPProtocolSCTP)
+				t.Run(fmt.Sprintf("%s/ipv6 %v/%d", direction, ipv6, proto), func(t *testing.T) {
+					d.reset(t)
+					d.mapFlow(t, fl)
+					in, want := fl.frames(direction)
+					in.payload, want.payload = []byte("some payload"), []byte("some payload")
+					d.eachOctetWrong(t, direction, in.bytes(t), want.bytes(t))
+					pieces, wanted := fl.inPieces(t, direction, someIdent)
+					d.expect(t, direction, pieces[0].bytes(t), wanted[0].bytes(t), forwarded, checksumNone, rewritten(direction))
+					for i := range pieces[:2] {
+						d.eachOctetWrong(t, direction, pieces[i].bytes(t), wanted[i].bytes(t))
+					}
+				})
+			}
+		}
+	}
+}
+
 // Conntrack knows the flow by its public end: no octet changes, every packet is
 // counted.
 func TestProtocolNative(t *testing.T) {
