@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -42,7 +43,13 @@ func TestGeneratedFrames(t *testing.T) {
 				b.sides[outsideSide].farMAC = []byte{2, 0, 0, 0, 0, 4}
 				there, again := b.stream(flows, false), b.stream(flows, true)
 				there.Ports, again.Ports = ports, ports
-				out, back := generate(t, programs, there, flows), generate(t, programs, again, flows)
+				clean := generate(t, programs, there, flows, 0x00)
+				for i, frame := range generate(t, programs, there, flows, 0xff) {
+					if !bytes.Equal(frame, clean[i]) {
+						t.Fatalf("on another page frame %x became %x", clean[i], frame)
+					}
+				}
+				out, back := dissect(t, clean, there), dissect(t, generate(t, programs, again, flows, 0xff), again)
 				for i, o := range out {
 					if o.src != back[i].dst || o.dst != back[i].src {
 						t.Fatalf("packet %d goes out as %v and comes back as %v", i, o, back[i])
@@ -64,8 +71,9 @@ func TestGeneratedFrames(t *testing.T) {
 
 type fiveTuple struct{ src, dst netip.AddrPort }
 
-// generate runs the program without sending anything.
-func generate(t *testing.T, programs bpf.GeneratorObjects, s bpf.GeneratorBenchStream, packets int) []fiveTuple {
+// generate runs the program on pages that are full of something, without
+// sending anything.
+func generate(t *testing.T, programs bpf.GeneratorObjects, s bpf.GeneratorBenchStream, packets int, dirt byte) (frames [][]byte) {
 	t.Helper()
 	if err := programs.Stream.Set(s); err != nil {
 		t.Fatal(err)
@@ -73,25 +81,22 @@ func generate(t *testing.T, programs bpf.GeneratorObjects, s bpf.GeneratorBenchS
 	if err := programs.Progress.Set(bpf.GeneratorBenchProgress{}); err != nil {
 		t.Fatal(err)
 	}
-	const size = 70
-	var list []fiveTuple
 	for i := range packets {
-		page := make([]byte, size)
+		page, out := make([]byte, 70), make([]byte, 70)
 		for j := range headers(s) { // nobody writes into the payload
-			page[j] = byte(i + j)
+			page[j] = dirt
 		}
-		out := make([]byte, size)
 		verdict, err := programs.Generate.Run(&ebpf.RunOptions{Data: page, DataOut: out})
 		if err != nil || verdict != 3 { // XDP_TX
 			t.Fatalf("packet %d: verdict %d, %v", i, verdict, err)
 		}
-		list = append(list, dissect(t, out, s))
+		frames = append(frames, out)
 	}
 	var p bpf.GeneratorBenchProgress
 	if err := programs.Progress.Get(&p); err != nil || p.Packets != uint64(packets) {
 		t.Errorf("the generator counts %d packets, %v, want %d", p.Packets, err, packets)
 	}
-	return list
+	return frames
 }
 
 // headers is how many octets go before the payload.
@@ -102,33 +107,37 @@ func headers(s bpf.GeneratorBenchStream) int {
 	return 14 + 20 + 8
 }
 
-func dissect(t *testing.T, frame []byte, s bpf.GeneratorBenchStream) fiveTuple {
+// dissect checks lengths and checksums of frames and tells their ends.
+func dissect(t *testing.T, frames [][]byte, s bpf.GeneratorBenchStream) (list []fiveTuple) {
 	t.Helper()
-	packet := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
-	eth, _ := packet.LinkLayer().(*layers.Ethernet)
-	udp, _ := packet.TransportLayer().(*layers.UDP)
-	if eth == nil || udp == nil || packet.NetworkLayer() == nil {
-		t.Fatalf("not UDP over IP: %x", frame)
+	for _, frame := range frames {
+		packet := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+		eth, _ := packet.LinkLayer().(*layers.Ethernet)
+		udp, _ := packet.TransportLayer().(*layers.UDP)
+		if eth == nil || udp == nil || packet.NetworkLayer() == nil {
+			t.Fatalf("not UDP over IP: %x", frame)
+		}
+		if string(eth.DstMAC) != string(s.ToMac[:]) || string(eth.SrcMAC) != string(s.FromMac[:]) {
+			t.Fatalf("frame to %v from %v", eth.DstMAC, eth.SrcMAC)
+		}
+		if err := udp.SetNetworkLayerForChecksum(packet.NetworkLayer()); err != nil {
+			t.Fatal(err)
+		}
+		if int(udp.Length) != 8+len(udp.Payload) || len(udp.Payload) != len(frame)-headers(s) {
+			t.Fatalf("wrong lengths: %x", frame)
+		}
+		if (udp.Checksum == 0) != (s.NoChecksum != 0) {
+			t.Fatalf("UDP checksum %#x", udp.Checksum)
+		}
+		if err, wrong := packet.VerifyChecksums(); err != nil || len(wrong) > 0 {
+			t.Fatalf("checksums: %v, %v: %x", err, wrong, frame)
+		}
+		flow := packet.NetworkLayer().NetworkFlow()
+		src, _ := netip.AddrFromSlice(flow.Src().Raw())
+		dst, _ := netip.AddrFromSlice(flow.Dst().Raw())
+		list = append(list, fiveTuple{netip.AddrPortFrom(src, uint16(udp.SrcPort)), netip.AddrPortFrom(dst, uint16(udp.DstPort))})
 	}
-	if string(eth.DstMAC) != string(s.ToMac[:]) || string(eth.SrcMAC) != string(s.FromMac[:]) {
-		t.Fatalf("frame to %v from %v", eth.DstMAC, eth.SrcMAC)
-	}
-	if err := udp.SetNetworkLayerForChecksum(packet.NetworkLayer()); err != nil {
-		t.Fatal(err)
-	}
-	flow := packet.NetworkLayer().NetworkFlow()
-	src, _ := netip.AddrFromSlice(flow.Src().Raw())
-	dst, _ := netip.AddrFromSlice(flow.Dst().Raw())
-	if int(udp.Length) != 8+len(udp.Payload) || len(udp.Payload) != len(frame)-headers(s) {
-		t.Fatalf("wrong lengths: %x", frame)
-	}
-	if (udp.Checksum == 0) != (s.NoChecksum != 0) {
-		t.Fatalf("UDP checksum %#x", udp.Checksum)
-	}
-	if err, wrong := packet.VerifyChecksums(); err != nil || len(wrong) > 0 {
-		t.Fatalf("checksums: %v, %v: %x", err, wrong, frame)
-	}
-	return fiveTuple{netip.AddrPortFrom(src, uint16(udp.SrcPort)), netip.AddrPortFrom(dst, uint16(udp.DstPort))}
+	return list
 }
 
 func TestStride(t *testing.T) {
