@@ -103,11 +103,12 @@ func checkTier(v *view) []Finding {
 	}
 	if !v.Machine.BTF {
 		remedy := lines("# take a kernel built with CONFIG_DEBUG_INFO_BTF=y; this one says:", `grep BTF "/boot/config-$(uname -r)"`)
+		is := "nothing is loaded; it will be"
 		if v.Tier != "" {
-			found = append(found, warning(remedy, "Linux %s has no BTF (/sys/kernel/btf/vmlinux): the dataplane is %s, the lowest tier, without a fast path", kernel, v.Tier))
-		} else {
-			found = append(found, fault(remedy, "Linux %s has no BTF (/sys/kernel/btf/vmlinux), and nothing is loaded", kernel))
+			is = "the dataplane is " + v.Tier + ","
 		}
+		found = append(found, warning(remedy, "Linux %s has no BTF (/sys/kernel/btf/vmlinux): %s the lowest tier, without a fast path; nf_tables (table inet vippin) "+
+			"tells the programs what conntrack knows in the upper octet of the mark, which is vippin's on pinned interfaces", kernel, is))
 	}
 	switch _, tracked := v.number("net/netfilter/nf_conntrack_max"); {
 	case !tracked:
@@ -120,7 +121,7 @@ func checkTier(v *view) []Finding {
 		return unless(found, "Linux %s; nothing is loaded, so no tier is in use", kernel)
 	}
 	note := ""
-	if v.Tier == "clsact" {
+	if strings.HasPrefix(v.Tier, "clsact") {
 		note = " (tcx is there from Linux 6.6)"
 	}
 	return unless(found, "dataplane %s%s on Linux %s", v.Tier, note, kernel)

@@ -135,32 +135,40 @@ func (v *view) groupRole(name string) policy.Role {
 	return policy.RoleFault
 }
 
-// silent lists the VRIDs of a group that are not heard from another router on
-// an interface. VRIDs that the configuration does not place anywhere need be
-// heard on one interface only: then the whole list is silent, or none.
+// silent lists the VRIDs of a group that should be heard from another router
+// on an interface and are not: those that the configuration places there, or
+// that were heard or sent there before. One that nothing ties to the interface
+// need be heard on any one of the group's: keepalived may move the VIPs of
+// several interfaces with one virtual router.
 func (v *view) silent(group policy.PlanGroup, on policy.PlanInterface) (silent []uint8, watched bool) {
 	placed := v.placed(group.Name, on)
-	var quiet []uint8
+	var nowhere []uint8
 	heard := false
 	for _, vrid := range v.vridsOf(on.Index, group.ID) {
 		watched = true
-		if v.hears(on.Name, vrid) {
+		spoken := slices.ContainsFunc(v.virtualRouters(on.Name), func(vr policy.VRRPStatus) bool { return vr.VRID == vrid })
+		switch {
+		case v.hears(on.Name, vrid):
 			heard = true
-			continue
-		}
-		quiet = append(quiet, vrid)
-		if slices.Contains(placed, vrid) {
+		case spoken || slices.Contains(placed, vrid):
 			silent = append(silent, vrid)
+		case !v.heardInGroup(group, vrid):
+			nowhere = append(nowhere, vrid)
 		}
 	}
 	if !heard && len(silent) == 0 {
-		silent = quiet
+		silent = nowhere
 	}
 	return silent, watched
 }
 
-// placed lists the VRIDs that must be heard on an interface: those that the
-// configuration names there, or all where there is no other interface.
+func (v *view) heardInGroup(group policy.PlanGroup, vrid uint8) bool {
+	return slices.ContainsFunc(v.Plan.Interfaces, func(planned policy.PlanInterface) bool {
+		return slices.Contains(v.vridsOf(planned.Index, group.ID), vrid) && v.hears(planned.Name, vrid)
+	})
+}
+
+// placed lists the VRIDs that the configuration names on an interface.
 func (v *view) placed(group string, on policy.PlanInterface) (vrids []uint8) {
 	if v.Config == nil {
 		return nil
