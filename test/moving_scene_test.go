@@ -329,10 +329,16 @@ func (s *scene) warned(words ...string) {
 	}
 }
 
+// becomes waits until ra has a role.
+func (s *scene) becomes(role policy.Role) {
+	s.t.Helper()
+	s.must(s.await(role.String()+" on ra", func() (bool, error) { return s.status(s.RA).Groups[0].Role == role, nil }))
+}
+
 // unwarned wants no warnings and the role MASTER.
 func (s *scene) unwarned() {
 	s.t.Helper()
-	s.awaitRole(s.RA, policy.RoleMaster)
+	s.becomes(policy.RoleMaster)
 	if status := s.status(s.RA); len(status.Warnings) != 0 {
 		s.t.Errorf("warnings %q, want none", status.Warnings)
 	}

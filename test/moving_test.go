@@ -266,7 +266,7 @@ func TestDownAndUp(t *testing.T) {
 	flows := m.live(4000)
 	m.ip(m.RA.Node, "link set wan0 down")
 	m.awaitForgotten(own.V4)
-	m.awaitRole(m.RA, policy.RoleFault)
+	m.becomes(policy.RoleFault)
 	if evidence := m.status(m.RA).Groups[0].Evidence; !strings.Contains(strings.Join(evidence, "\n"), "wan0 is down") {
 		t.Errorf("evidence %q, want that wan0 is down", evidence)
 	}
@@ -286,7 +286,7 @@ func TestCarrierLost(t *testing.T) {
 	m.unwarned()
 	flows, known := m.live(4000), m.masqueraded(own.V4)
 	m.must(m.CutCable(m.RA, lab.WAN))
-	m.awaitRole(m.RA, policy.RoleFault)
+	m.becomes(policy.RoleFault)
 	if now := m.masqueraded(own.V4); now < known {
 		t.Errorf("the kernel knew %d flows and forgot %d: then this test shows nothing", known, known-now)
 	}
@@ -307,7 +307,7 @@ func TestVIPByHand(t *testing.T) {
 	m.unwarned()
 	flows := m.live(4000)
 	m.ip(m.RA.Node, fmt.Sprintf("addr del %s/24 dev wan0", vip.V4))
-	m.awaitRole(m.RA, policy.RoleBackup)
+	m.becomes(policy.RoleBackup)
 	m.follow("wan0")
 	counted := m.count(m.RA, 2, func() { m.sees(m.Hosts[0], lab.ServerWAN, own) })
 	if len(counted.unpinnedBy) != 1 || counted.unpinnedBy["backup"] == 0 {
@@ -327,7 +327,7 @@ func TestVMACAppearsLater(t *testing.T) {
 	t.Parallel()
 	m := setMoving(t, "vmaclater", lab.Options{Hosts: 1})
 	m.begin(onWAN)
-	m.awaitRole(m.RA, policy.RoleBackup)
+	m.becomes(policy.RoleBackup)
 	for range 2 {
 		_, err := m.StartKeepalived(m.RA, lab.Keepalived{VMAC: true})
 		m.must(err)
@@ -340,7 +340,7 @@ func TestVMACAppearsLater(t *testing.T) {
 		m.sees(m.Hosts[0], lab.ServerWAN, vip)
 		flow := m.flow(m.Hosts[0], "udp", netip.AddrPort{}, lab.Port(lab.ServerWAN.V4, serverPort))
 		m.must(m.RA.Keepalived().Stop())
-		m.awaitRole(m.RA, policy.RoleBackup)
+		m.becomes(policy.RoleBackup)
 		m.follow("wan0")
 		flow.Stop()
 	}
@@ -431,7 +431,7 @@ func TestRolesWhileManyAppear(t *testing.T) {
 		fmt.Fprintf(&links, "link add v%d type veth peer name peer%d\n", i, i)
 	}
 	m.begin(onWAN + pins.String())
-	m.awaitRole(m.RA, policy.RoleMaster)
+	m.becomes(policy.RoleMaster)
 	withPrograms := func() (n int) {
 		m.must(m.RA.Do(func() error {
 			all, err := m.RA.Netlink().LinkList()
