@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.Func("sizes", "comma list of frame sizes in octets (default 64)", list(&opts.Sizes, strconv.Atoi))
 	flags.Func("families", "comma list of ipv4, ipv6 (default ipv4)", list(&opts.Families, word[string]))
 	flags.IntVar(&opts.Rounds, "rounds", 9, "how often every case is measured")
-	seconds := flags.Float64("seconds", 1, "how long one measurement takes")
+	seconds := flags.Float64("seconds", 0.6, "how long a case is measured in a round, in seconds of the core's time")
 	flags.BoolVar(&opts.NoChecksum, "no-checksum", false, "leave out UDP's checksum over IPv4")
 	asJSON := flags.Bool("j", false, "print JSON")
 	if err := flags.Parse(args); err != nil {
