@@ -135,6 +135,9 @@ func (d *Dataplane) attachHook(ifindex int, h hook) error {
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		return d.attachFilter(ifindex, h)
 	}
+	if errors.Is(err, unix.ERANGE) {
+		return fmt.Errorf("the hook holds as many programs as the kernel allows: remove one of the others (\"bpftool net\" lists them): %w", err)
+	}
 	if err != nil {
 		return err
 	}

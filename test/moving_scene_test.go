@@ -15,8 +15,10 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
 	"vippin/loader"
@@ -341,5 +343,47 @@ func (s *scene) unwarned() {
 	s.becomes(policy.RoleMaster)
 	if status := s.status(s.RA); len(status.Warnings) != 0 {
 		s.t.Errorf("warnings %q, want none", status.Warnings)
+	}
+}
+
+// fillEgress attaches to an interface of ra as many programs as the kernel
+// takes, which do nothing, and returns a function that removes the last ones.
+func (s *scene) fillEgress(ifname string) (makeRoom func()) {
+	s.t.Helper()
+	var links []link.Link
+	s.t.Cleanup(func() {
+		for _, l := range links {
+			l.Close()
+		}
+	})
+	one := func() error {
+		nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.SchedCLS, License: "Apache-2.0",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}, // TCX_NEXT
+		})
+		if err != nil {
+			return err
+		}
+		defer nothing.Close()
+		l, err := link.AttachTCX(link.TCXOptions{Interface: s.number(ifname), Program: nothing, Attach: ebpf.AttachTCXEgress})
+		if err == nil {
+			links = append(links, l)
+		}
+		return err
+	}
+	s.must(s.RA.Do(func() (err error) {
+		for err == nil && len(links) < 1000 {
+			err = one()
+		}
+		if !errors.Is(err, unix.ERANGE) {
+			return fmt.Errorf("fill the egress hook of %s: %d programs, %w", ifname, len(links), err)
+		}
+		return nil
+	}))
+	return func() {
+		for _, l := range links[len(links)-2:] {
+			l.Close()
+		}
+		links = links[:len(links)-2]
 	}
 }

@@ -459,3 +459,25 @@ func TestRolesWhileManyAppear(t *testing.T) {
 	m.must(m.await("all programs", func() (bool, error) { return withPrograms() == many, nil }))
 	t.Logf("the role took %s, when %d of %d had their programs; all had them after %s", took, n, many, time.Since(start))
 }
+
+// Somebody's programs fill the hook: the pin's warning says so. It is tried
+// again until there is room.
+func TestAttachFailsForAWhile(t *testing.T) {
+	t.Parallel()
+	m := setMoving(t, "fails", lab.Options{Hosts: 1, SingleRouter: true})
+	m.ip(m.RA.Node, "link del wan0")
+	m.begin(onWAN)
+	m.follow("wan0")
+	var makeRoom func()
+	m.blindly(func() {
+		m.cable("wan0", wanMAC, 0)
+		m.configure("wan0")
+		makeRoom = m.fillEgress("wan0")
+	})
+	m.warned("not everything of the plan is in the kernel", "interface wan0", "attach egress program", "remove one of the others")
+	m.sees(m.Hosts[0], lab.ServerWAN, own)
+	makeRoom()
+	m.follow("wan0")
+	m.unwarned()
+	m.sees(m.Hosts[0], lab.ServerWAN, vip)
+}
