@@ -48,13 +48,22 @@ type kernelFacts struct {
 	haveConntrack func() bool
 }
 
+const btfPath = "/sys/kernel/btf/vmlinux"
+
+// HasBTF tells whether the kernel describes its own types. One that does not
+// gets the lowest tier.
+func HasBTF() bool {
+	_, err := os.Stat(btfPath)
+	return err == nil
+}
+
 // runningKernel probes. Every probe is costly, so only failures ask.
 func runningKernel() kernelFacts {
 	exists := func(path string) func() bool {
 		return func() bool { _, err := os.Stat(path); return err == nil }
 	}
 	return kernelFacts{
-		haveBTF: exists("/sys/kernel/btf/vmlinux"),
+		haveBTF: HasBTF,
 		haveRingBuf: func() bool {
 			return !errors.Is(features.HaveMapType(ebpf.RingBuf), ebpf.ErrNotSupported)
 		},

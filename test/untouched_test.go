@@ -4,11 +4,9 @@ package test
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"vippin/policy"
 	"vippin/test/lab"
@@ -160,6 +158,9 @@ func (s *scene) explicitSNAT() {
 		"preferred addresses of the interface": {{"/32"}, {"/64", "nodad"}},
 	} {
 		s.run(name, func(s *scene) {
+			if s.Options.NoBTF && strings.HasPrefix(name, "preferred") {
+				s.t.Skip("without BTF nothing tells explicit SNAT to an address that masquerade may choose from masquerade (docs/ARCHITECTURE.md)")
+			}
 			for i, addr := range []netip.Addr{snatTo.V4, snatTo.V6} {
 				with := append([]string{addr.String() + how[i][0], "dev", "wan0"}, how[i][1:]...)
 				_, err := s.RA.Run(s.ctx, "ip", append([]string{"addr", "add"}, with...)...)
@@ -235,12 +236,6 @@ func TestUnpinned(t *testing.T) {
 		s.vippin(s.RA, "pin", "on", "2")
 		pinned(s)
 	})
-	s.run("fragments", func(s *scene) {
-		s.wantReason(s.count(s.RA, 2, func() {
-			s.fragmented(s.Hosts[0], lab.ServerFar.V4, own.V4)
-			s.fragmented(s.Hosts[0], lab.ServerFar.V6, own.V6)
-		}), "fragment")
-	})
 	s.run("a host that is not among the sources", func(s *scene) {
 		in := lab.HostEnds(0)
 		s.reload(s.RA, fmt.Sprintf(strings.Replace(onBoth, "  - {vlan: 3", "#", 1),
@@ -276,32 +271,6 @@ func (s *scene) otherVLAN() {
 	s.vippin(s.RA, "pin", "on", "3")
 	s.wantPinned(s.count(s.RA, 3, func() { s.sees(s.Hosts[0], lab.ServerWAN1, vip1) }))
 	s.wantPinned(s.count(s.RA, 2, func() { s.sees(s.Hosts[0], lab.ServerFar, vip) }))
-}
-
-// fragmented sends a datagram that fits no frame, and checks that it is
-// answered, and from where the server sees it.
-func (s *scene) fragmented(from *lab.Node, to, want netip.Addr) {
-	s.t.Helper()
-	var conn net.Conn
-	s.must(from.Do(func() (err error) {
-		conn, err = net.Dial("udp", lab.Port(to, serverPort).String())
-		return err
-	}))
-	defer conn.Close()
-	s.must(conn.SetDeadline(time.Now().Add(patience)))
-	request := "LONG " + strings.Repeat("x", 4000)
-	_, err := conn.Write([]byte(request))
-	s.must(err)
-	answer := make([]byte, 8000)
-	n, err := conn.Read(answer)
-	s.must(err)
-	fields := strings.Fields(string(answer[:n])) // SOURCE address:port request
-	if len(fields) != 4 || fields[3] != strings.TrimPrefix(request, "LONG ") {
-		s.t.Fatalf("answered %d octets in %d words", n, len(fields))
-	}
-	if got, err := netip.ParseAddrPort(fields[1]); err != nil || got.Addr() != want {
-		s.t.Errorf("arrived from %s, want %s", fields[1], want)
-	}
 }
 
 // A router that is not MASTER leaves its own address on what is routed through

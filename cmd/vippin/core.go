@@ -32,6 +32,7 @@ type coreState struct {
 	trouble  []string // what went wrong at the start and is worth a warning
 
 	follow following
+	marks  lostMarks
 }
 
 func newCoreState(config *policy.Config) coreState {
@@ -96,6 +97,8 @@ func (d *daemon) loop(ctx context.Context) error {
 	defer beat.Stop()
 	retire := time.NewTicker(retireEvery)
 	defer retire.Stop()
+	marks := time.NewTicker(marksEvery)
+	defer marks.Stop()
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	tick := time.NewTimer(0)
@@ -134,6 +137,8 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-retire.C:
 			d.dropRetired()
 			d.lookForPrograms()
+		case <-marks.C:
+			d.lookForMarks()
 		}
 	}
 }

@@ -43,9 +43,11 @@ func (d *daemon) warnings() []string {
 	warnings := append([]string{}, d.state.plan.Warnings...)
 	warnings = append(warnings, d.state.trouble...)
 	warnings = append(warnings, notYet(d.state.config)...)
+	warnings = append(warnings, marksWarnings(d.plane, d.state.config)...)
 	if d.state.failed != nil {
 		warnings = append(warnings, fmt.Sprintf("not everything of the plan is in the kernel: %v", d.state.failed))
 	}
+	warnings = append(warnings, d.state.marks.warnings(d.env.now())...)
 	if over := d.state.tracker.Overflow(); over > 0 {
 		warnings = append(warnings, fmt.Sprintf("%d VRRP events of more routers than are remembered", over))
 	}
@@ -149,6 +151,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	}
 	report := planReport(plan, s.tracker.Pins())
 	report.Warnings = append(report.Warnings, notYet(config)...)
+	report.Warnings = append(report.Warnings, marksWarnings(d.plane, config)...)
 	report.Warnings = append(report.Warnings, restartFor(s.config, config)...)
 	d.publishPlan(s.plan, plan)
 	s.config, s.plan, s.failed, s.retry = config, plan, nil, false

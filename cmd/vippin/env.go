@@ -30,6 +30,7 @@ type env struct {
 	dial      func(ctx context.Context, path string) (net.Conn, error) // the control socket
 	observe   func() (policy.Observed, error)
 	machine   func(loader.MachineOptions) policy.Machine
+	btf       func() bool
 	open      func(bpffs string) (dataplane, error)
 	load      func(loader.Options) (dataplane, error)
 	conntrack func(context.Context) (conntrackView, error)
@@ -64,6 +65,7 @@ func newEnv() *env {
 		},
 		observe:   loader.Observe,
 		machine:   loader.Machine,
+		btf:       loader.HasBTF,
 		open:      openDataplane,
 		load:      loadDataplane,
 		conntrack: dumpConntrack,

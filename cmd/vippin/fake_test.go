@@ -91,6 +91,7 @@ func newRig(t *testing.T) *rig {
 			return d.DialContext(ctx, "unix", path)
 		},
 		observe: func() (policy.Observed, error) { return b.observed, nil },
+		btf:     func() bool { return true },
 		open: func(string) (dataplane, error) {
 			if b.plane == nil {
 				return nil, loader.ErrNotLoaded

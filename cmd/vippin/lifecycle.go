@@ -32,6 +32,9 @@ func (c *cli) dryRun() (policy.DryRun, error) {
 	plan := policy.MakePlan(config, toggles, observed, policy.Plan{})
 	planned := planReport(plan, c.rolesNow(plan, observed))
 	planned.Warnings = slices.Concat(report.Warnings, planned.Warnings, notYet(config))
+	if !c.env.btf() {
+		planned.Warnings = append(planned.Warnings, config.MarkWarnings()...)
+	}
 	return planned, nil
 }
 
@@ -112,6 +115,7 @@ func (c *cli) loadPinned(ctx context.Context, master bool) (report policy.DryRun
 		return report, "", err
 	}
 	report.Warnings = append(report.Warnings, roleWarnings(plan, master)...)
+	report.Warnings = append(report.Warnings, marksWarnings(d, config)...)
 	if togglesErr != nil {
 		report.Warnings = append(report.Warnings, togglesErr.Error())
 	}

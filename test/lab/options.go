@@ -2,6 +2,8 @@
 
 package lab
 
+import "os"
+
 // Masquerade is how the routers hide the LAN behind their WAN address.
 type Masquerade string
 
@@ -35,12 +37,14 @@ type Options struct {
 	Offloads     Offloads
 	SingleRouter bool   // only ra, which holds the VIPs without keepalived
 	VippinBin    string // "" = $VIPPIN_BIN, or else built from this module
+	NoBTF        bool   // vippin sees no BTF, as on a kernel without; also $VIPPIN_LAB_NO_BTF = 1
 }
 
 func (o Options) withDefaults() Options {
 	if o.Hosts == 0 {
 		o.Hosts = 2
 	}
+	o.NoBTF = o.NoBTF || os.Getenv("VIPPIN_LAB_NO_BTF") == "1"
 	if o.Masquerade == "" {
 		o.Masquerade = MasqueradeNFT
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -52,11 +54,11 @@ func (l *Lab) StartVippin(r *Router, configYAML string) (*Proc, error) {
 	if p := r.vippinProc(); p != nil {
 		return p, p.Restart()
 	}
-	bin, err := l.vippinBin()
+	argv, err := l.vippinCommand("run", "-c", r.ConfigFile())
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.Start(r.Dir, "vippin", r.vippinEnv(), bin, "run", "-c", r.ConfigFile())
+	p, err := r.Start(r.Dir, "vippin", r.vippinEnv(), argv...)
 	if err != nil {
 		return nil, err
 	}
@@ -84,18 +86,18 @@ func (l *Lab) AwaitVippin(ctx context.Context, r *Router) error {
 // its exit status, -1 when it could not be run or did not end within a minute
 // (then stderr says why). For a command that does not end see StartCommand.
 func (l *Lab) Vippin(r *Router, args ...string) (stdout, stderr string, exit int) {
-	bin, err := l.vippinBin()
+	argv, err := l.vippinCommand(r.commandLine(args)...)
 	if err != nil {
 		return "", err.Error(), -1
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, bin, r.commandLine(args)...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), r.vippinEnv()...)
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
 	if err := r.Do(cmd.Start); err != nil {
-		return "", fmt.Sprintf("start %s: %v", bin, err), -1
+		return "", fmt.Sprintf("start %s: %v", argv[0], err), -1
 	}
 	if err := cmd.Wait(); err != nil {
 		var ended *exec.ExitError
@@ -112,11 +114,11 @@ func (l *Lab) StartCommand(r *Router, args ...string) (*Proc, error) {
 	if len(args) == 0 {
 		return nil, errors.New("start a vippin command: name one")
 	}
-	bin, err := l.vippinBin()
+	argv, err := l.vippinCommand(r.commandLine(args)...)
 	if err != nil {
 		return nil, err
 	}
-	return r.Start(r.Dir, "vippin-"+args[0], r.vippinEnv(), append([]string{bin}, r.commandLine(args)...)...)
+	return r.Start(r.Dir, "vippin-"+args[0], r.vippinEnv(), argv...)
 }
 
 func (r *Router) commandLine(args []string) []string {
@@ -131,6 +133,24 @@ func (r *Router) vippinProc() *Proc {
 	r.lab.mu.Lock()
 	defer r.lab.mu.Unlock()
 	return r.vippin
+}
+
+// vippinCommand is how vippin is run with some arguments. Without BTF it is in a
+// mount namespace of its own, where nothing is to be seen in /sys/kernel/btf; bpffs
+// stays the machine's, which therefore must be mounted before.
+func (l *Lab) vippinCommand(args ...string) ([]string, error) {
+	bin, err := l.vippinBin()
+	if err != nil || !l.Options.NoBTF {
+		return append([]string{bin}, args...), err
+	}
+	var there unix.Statfs_t
+	if err := unix.Statfs(bpfRoot, &there); err == nil && there.Type != unix.BPF_FS_MAGIC {
+		if err := unix.Mount("bpf", bpfRoot, "bpf", 0, ""); err != nil {
+			return nil, fmt.Errorf("mount bpffs at %s: %w", bpfRoot, err)
+		}
+	}
+	hide := []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /sys/kernel/btf && exec "$@"`, "no-btf", bin}
+	return append(hide, args...), nil
 }
 
 // vippinBin finds the program, or builds it once for this process.
