@@ -69,6 +69,27 @@ func TestErrorNotOfTheFlow(t *testing.T) {
 	})
 }
 
+// With an identifier of 0 the direction of the quoted echo alone tells whose it is.
+func TestErrorEchoIdentifierZero(t *testing.T) {
+	d := newDataplane(t)
+	for _, direction := range []string{egress, ingress} {
+		for _, ipv6 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/ipv6 %v", direction, ipv6), func(t *testing.T) {
+				fl := someFlow(ipv6, icmp, false)
+				fl.local = netip.AddrPortFrom(fl.local.Addr(), 0)
+				fl.public = netip.AddrPortFrom(fl.public.Addr(), 0)
+				d.unmapFlows(t)
+				d.mapFlow(t, fl)
+				in, want := fl.someError(t, direction)
+				d.expectBoth(t, direction, in.bytes(t), want.bytes(t), forwarded, rewritten(direction))
+				in, _ = fl.errorFrames(t, direction, fl.errorKind(), quote{shape: func(q *frame) { q.reply = !q.reply }})
+				b := in.bytes(t)
+				d.expectBoth(t, direction, b, b, forwarded, counts{})
+			})
+		}
+	}
+}
+
 // An error about an error is not to exist (RFC 1122 3.2.2), and is left alone.
 func TestErrorQuotesError(t *testing.T) {
 	d := newDataplane(t)
