@@ -23,6 +23,9 @@ func bulkOctets() int64 {
 	if os.Getenv("VIPPIN_BULK") == "1g" {
 		return 1 << 30
 	}
+	if testing.Short() {
+		return 8 << 20
+	}
 	return 64 << 20
 }
 

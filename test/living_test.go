@@ -92,19 +92,23 @@ func (s *scene) unharmed(c *crowd) {
 
 // Nothing that is done to vippin touches a living flow: not toggling, not
 // reloading, not killing the daemon. Half of the flows are older than pinning,
-// half are pinned.
+// half are pinned. A short test does a fifth of it.
 func TestLivingFlowsAreLeftAlone(t *testing.T) {
 	s := setScene(t, "living", lab.Options{SingleRouter: true})
-	old := s.gather("old", 500, 50, 10000, lab.WAN.RA.V4)
+	part := 1
+	if testing.Short() {
+		part = 5
+	}
+	old := s.gather("old", 500/part, 50/part, 10000, lab.WAN.RA.V4)
 	daemon := s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
-	pinned := s.gather("pinned", 500, 50, 20000, lab.WAN.VIP4)
+	pinned := s.gather("pinned", 500/part, 50/part, 20000, lab.WAN.VIP4)
 	s.unharmed(old)
 	s.unharmed(pinned)
 
-	for i := range 50 {
+	for i := range 50 / part {
 		s.vippin(s.RA, "pin", "off", "2")
-		if i == 25 { // a flow born while it is off, for the rest of the test
+		if i == 5 { // a flow born while it is off, for the rest of the test
 			late := s.gather("late", 10, 10, 30000, lab.WAN.RA.V4)
 			defer s.unharmed(late)
 		}
@@ -113,7 +117,7 @@ func TestLivingFlowsAreLeftAlone(t *testing.T) {
 	s.unharmed(old)
 	s.unharmed(pinned)
 
-	for i := range 20 {
+	for i := range 20 / part {
 		config := onWAN
 		if i%2 == 0 { // another tag, another pin, the first one off
 			config += "  - {vlan: 9, interface: lan0, vips: [192.168.101.1], enabled: false}\nvrrp: {tag: {mark: \"0x10/0xf0\"}}\n"
@@ -124,7 +128,7 @@ func TestLivingFlowsAreLeftAlone(t *testing.T) {
 	s.unharmed(old)
 	s.unharmed(pinned)
 
-	for range 10 {
+	for range 10 / part {
 		s.must(daemon.Kill9())
 		s.must(daemon.Restart())
 		s.must(s.AwaitVippin(s.ctx, s.RA))
