@@ -29,7 +29,7 @@ func setBeyond(t *testing.T, name string, offloads lab.Offloads) *errorScene {
 	s := setErrorScene(t, name, lab.Options{Transit: true, Offloads: offloads})
 	at := []netip.AddrPort{lab.Port(lab.Beyond.V4, serverPort), lab.Port(lab.Beyond.V6, serverPort)}
 	s.serve(s.BeyondHost, traffic.ServerOptions{TCP: at, UDP: at})
-	s.watch(s.Hosts[0])
+	s.watched = []*lab.Node{s.Hosts[0]}
 	return s
 }
 

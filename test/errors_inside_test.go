@@ -23,10 +23,7 @@ import (
 func setInside(t *testing.T, name string, opts lab.Options) *errorScene {
 	t.Helper()
 	s := setErrorScene(t, name, opts)
-	s.watch(s.Hosts[0], s.Server)
-	if opts.Inside {
-		s.watch(s.DeepHost)
-	}
+	s.watched = []*lab.Node{s.Hosts[0], s.Server}
 	return s
 }
 
@@ -206,6 +203,7 @@ func TestErrorBesideTheFlow(t *testing.T) {
 	s.public = vip
 	for _, f := range families {
 		s.run(f.name, func(s *errorScene) {
+			s.listen()
 			_, server, ends := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
 			_, err := s.RA.Run(s.ctx, "conntrack", "-D", "-f", strings.ToLower(f.name), "-p", "udp", "--orig-src", ends.inside.Addr().String(),
 				"--orig-port-src", fmt.Sprint(ends.inside.Port()))

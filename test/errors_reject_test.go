@@ -140,10 +140,11 @@ func (s *errorScene) resets(ends flowEnds) {
 func TestErrorsOfTheRouter(t *testing.T) {
 	t.Parallel()
 	s := setBeyond(t, "ownerr", lab.OffloadsOff)
-	s.watch(s.Server)
+	s.watched = []*lab.Node{s.Server}
 	for _, f := range families {
 		for name, at := range map[string]lab.Ends{"unique": own, "VIP": vip} {
 			s.run(f.name+" "+name, func(s *errorScene) {
+				s.listen()
 				s.wantNothing(s.count(s.RA, 2, func() {
 					s.ownFlow(f, f.of(at))
 					s.ownService(f, f.of(at))
@@ -159,11 +160,12 @@ func TestErrorsOfExplicitSNAT(t *testing.T) {
 	t.Parallel()
 	s := setBeyond(t, "snaterr", lab.OffloadsOff)
 	host := s.Hosts[1]
-	s.watch(host)
+	s.watched = []*lab.Node{host}
 	s.snatSecond(s.RA, vip)
 	s.public = vip
 	for _, f := range families {
 		s.run(f.name, func(s *errorScene) {
+			s.listen()
 			s.wantNothing(s.count(s.RA, 2, func() {
 				remote := lab.Port(f.of(lab.Beyond), closedPort)
 				socket, ends := s.open(host, "udp", f.of(lab.HostEnds(1)), remote)

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"vippin/policy"
 	"vippin/test/lab"
@@ -68,12 +67,13 @@ var errorModes = []errorMode{{name: "pinned"}, {name: "another port", clash: tru
 // errorScene is a scene that watches a case's frames.
 type errorScene struct {
 	*scene
-	mode   errorMode
-	public lab.Ends         // where the server sees inside hosts
-	wan    *traffic.Capture // both ways, as they are on the wire
-	whole  bool             // no offloads: every frame can be judged
-	ports  *atomic.Uint32
-	seen   map[string]*traffic.Capture // by name, of nodes' eth0
+	mode    errorMode
+	public  lab.Ends // where the server sees inside hosts
+	whole   bool     // no offloads: every frame can be judged
+	ports   *atomic.Uint32
+	watched []*lab.Node                 // hosts whose frames are compared with quotes
+	wan     *traffic.Capture            // both ways, as they are on the wire
+	seen    map[string]*traffic.Capture // by name, of the watched hosts' eth0
 }
 
 // setErrorScene builds a lab with ra pinning in it.
@@ -81,14 +81,13 @@ func setErrorScene(t *testing.T, name string, opts lab.Options) *errorScene {
 	t.Helper()
 	opts.SingleRouter = true
 	s := &errorScene{scene: setScene(t, name, opts), ports: new(atomic.Uint32),
-		whole: opts.Offloads == lab.OffloadsOff, seen: map[string]*traffic.Capture{}}
+		whole: opts.Offloads == lab.OffloadsOff}
 	s.ports.Store(6000)
 	for _, n := range []*lab.Node{s.RA.Node, s.Server, s.Transit, s.BeyondHost, s.Inside, s.DeepHost, s.Hosts[0], s.Hosts[1]} {
 		if n != nil {
 			s.allowErrors(n)
 		}
 	}
-	s.wan = s.capture(s.RA.Node, lab.WAN.Name)
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
 	return s
@@ -116,10 +115,12 @@ func (s *errorScene) capture(n *lab.Node, ifname string) *traffic.Capture {
 	return c
 }
 
-// watch has what a host sends kept; outward and inward compare quotes with it.
-func (s *errorScene) watch(hosts ...*lab.Node) {
+// listen starts to watch, until the end of the test: what the WAN sees of this
+// router, and what the watched hosts send and get.
+func (s *errorScene) listen() {
 	s.t.Helper()
-	for _, n := range hosts {
+	s.wan, s.seen = s.capture(s.RA.Node, lab.WAN.Name), map[string]*traffic.Capture{}
+	for _, n := range s.watched {
 		s.seen[n.Name] = s.capture(n, "eth0")
 	}
 }
@@ -142,8 +143,9 @@ func (s *errorScene) inEachMode(f func(*errorScene, family)) {
 			s.enter(mode)
 			for _, fam := range families {
 				s.run(fam.name, func(s *errorScene) {
-					defer s.nothingLeaks(len(s.wan.Frames(nil)))
+					s.listen()
 					f(s, fam)
+					s.nothingLeaks()
 				})
 			}
 		})
@@ -168,7 +170,7 @@ func (s *errorScene) enter(mode errorMode) {
 
 // soon bounds the wait for what takes a moment.
 func (s *errorScene) soon() context.Context {
-	ctx, cancel := context.WithTimeout(s.ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, patience/2)
 	s.t.Cleanup(cancel)
 	return ctx
 }
@@ -324,12 +326,12 @@ func (s *errorScene) quotes(host *lab.Node, e traffic.ICMPError) {
 	}
 }
 
-// nothingLeaks checks that what left on the WAN since so many frames, and what
-// was quoted in it, names neither an inside address nor, of a pinned flow, the
-// router's own. It tells of the first that does.
-func (s *errorScene) nothingLeaks(before int) {
+// nothingLeaks checks that what left on the WAN, and what was quoted in it,
+// names neither an inside address nor, of a pinned flow, the router's own. It
+// tells of the first that does.
+func (s *errorScene) nothingLeaks() {
 	s.t.Helper()
-	for _, f := range s.wan.Frames(nil)[before:] {
+	for _, f := range s.wan.Frames(nil) {
 		kind, from, to := traffic.FlowOf(f.Packet)
 		e, quoting := traffic.ICMPErrorIn(f)
 		if !f.Outgoing || kind == "" || kind == "58" && !quoting || to.Addr().IsMulticast() {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -35,6 +36,7 @@ type ErrorSocket struct {
 	fd     int
 	proto  string
 	family int
+	closed atomic.Bool
 }
 
 // OpenErrorSocket opens one in the namespace: proto is "udp" or "icmp" (the
@@ -180,8 +182,13 @@ func (s *ErrorSocket) MTU() (int, error) {
 	return unix.GetsockoptInt(s.fd, unix.SOL_IPV6, unix.IPV6_MTU)
 }
 
-// Close closes the socket.
-func (s *ErrorSocket) Close() error { return unix.Close(s.fd) }
+// Close closes the socket; again, it does nothing.
+func (s *ErrorSocket) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	return unix.Close(s.fd)
+}
 
 // await tries until there is something. POLLERR is always polled for.
 func (s *ErrorSocket) await(ctx context.Context, events int16, what string, try func() error) error {
