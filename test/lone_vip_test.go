@@ -37,6 +37,30 @@ func TestVMACEgress(t *testing.T) {
 	})
 }
 
+// The same with keepalived's own interface. IPv4 alone: its IPv6 VIP is a
+// deprecated /128, and masquerade would take the address of any other interface
+// before that.
+func TestKeepalivedVMACEgress(t *testing.T) {
+	t.Parallel()
+	s := setScene(t, "kavmac", lab.Options{SingleRouter: true})
+	s.must(s.RA.RemoveVIPs())
+	_, err := s.StartKeepalived(s.RA, lab.Keepalived{VMAC: true})
+	s.must(err)
+	s.must(s.RA.AwaitMaster(s.ctx))
+	s.ip(s.RA.Node, "route replace default via 198.51.100.10 dev vrrp4.20")
+	s.must(s.RA.NFT(s.ctx, fmt.Sprintf(`
+table inet vmac {
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname "vrrp4.20" ip saddr %s masquerade
+	}
+}
+`, lab.LAN.Prefix4())))
+	s.start(s.RA, onWAN)
+	s.awaitRole(s.RA, policy.RoleMaster)
+	s.lone(lab.ServerFar.V4, vip.V4, own.V4)
+}
+
 // vmac puts an interface with the virtual MAC of RFC 9568 section 7.3 upon the
 // WAN's and moves the VIPs there. The IPv6 one is not deprecated there, as
 // keepalived's /128 is, or masquerade would not choose it.

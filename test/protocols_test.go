@@ -77,6 +77,9 @@ func (t *tunnel) send() string {
 	t.s.t.Helper()
 	t.sent++
 	text := fmt.Sprintf("%s %d", t.name, t.sent)
+	if t.sent%5 == 3 { // one of some is larger than a frame
+		text += " " + noise(4000)
+	}
 	packet := []byte(t.kind.header + text)
 	if t.seal != nil {
 		t.seal(packet)
