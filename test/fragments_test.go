@@ -3,10 +3,12 @@
 package test
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -55,6 +57,7 @@ func TestFragments(t *testing.T) {
 	s.run("same port", func(s *scene) { s.eachFamily((*scene).largeSamePort, lab.ServerFar) })
 	s.run("another port", func(s *scene) { s.eachFamily((*scene).largeOtherPort, lab.ServerFar) })
 	s.run("out of order", func(s *scene) { s.eachFamily((*scene).outOfOrder, lab.ServerWAN) })
+	s.run("tunnel out of order", func(s *scene) { s.eachFamily((*scene).tunnelOutOfOrder, lab.ServerWAN) })
 }
 
 // Fragments of flows without a mapping pass as they are.
@@ -357,6 +360,26 @@ func (s *scene) outOfOrder(to, vip, _ netip.Addr) {
 		early := s.earlyFragments(s.RA) - before
 		if (early > 0) != (order != "in order") {
 			s.t.Errorf("%s: counted %d later fragments before their first one", order, early)
+		}
+	}
+}
+
+// tunnelOutOfOrder: packets without ports have no first fragment that says more
+// than the others, but are dealt with alike.
+func (s *scene) tunnelOutOfOrder(to, vip, _ netip.Addr) {
+	sender := s.fragmenter(lab.ServerWAN)
+	tunnel := s.tunnel(esp, s.Hosts[0], hostAddr(0, to), s.farEnd(esp, to), to)
+	tunnel.goesOn(vip)
+	for id, order := range slices.Sorted(maps.Keys(orders)) {
+		packet := []byte(esp.header + tunnel.name + " " + noise(5000))
+		parts := traffic.Cut(packet)
+		orders[order](parts)
+		s.must(sender.Send(to, vip, esp.proto, uint32(4000+id), parts))
+		ctx, cancel := context.WithTimeout(s.ctx, patience/4)
+		_, err := tunnel.raw.Await(ctx, 1, func(p traffic.RawPacket) bool { return slices.Equal(p.Payload, packet) })
+		cancel()
+		if err != nil {
+			s.t.Errorf("%s: %v", order, err)
 		}
 	}
 }
