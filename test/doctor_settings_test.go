@@ -188,7 +188,7 @@ func (s *scene) behindMounts(daemon *lab.Proc) {
 		{":", "conntrack_max", doctor.OK, "of 262144"},
 		{count("230000"), "conntrack_max", doctor.Warning, "230000 of 262144"},
 		{count("260000"), "conntrack_max", doctor.Error, "260000 of 262144"},
-		{"mount -t tmpfs none /sys/kernel/btf", "tier", doctor.Warning, "no BTF"},
+		{"mount -t tmpfs none /sys/kernel/btf", "tier", doctor.OK, "no BTF"},
 		{"mount -t bpf bpf " + filepath.Dir(s.RA.BPFFS), "bpffs", doctor.Warning, "this command sees another file system"},
 		{dmi("Microsoft Corporation", "Virtual Machine"), "hypervisor", doctor.OK, "Hyper-V"},
 		{dmi("VMware, Inc.", "VMware20,1"), "hypervisor", doctor.OK, "VMware"},

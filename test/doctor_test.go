@@ -114,19 +114,21 @@ func (s *scene) listened(routers ...*lab.Router) {
 }
 
 // Nothing is found where nothing is wrong: MASTER and BACKUP, with traffic,
-// with and without virtual MACs.
+// with and without virtual MACs, on the lowest tier.
 func TestDoctorFindsNothingOnAHealthyRouter(t *testing.T) {
 	for name, c := range map[string]struct {
 		keepalived lab.Keepalived
-		masquerade lab.Masquerade
+		options    lab.Options
 	}{
-		"plain":    {lab.Keepalived{}, lab.MasqueradeNFT},
-		"VMAC":     {lab.Keepalived{VMAC: true}, lab.MasqueradeNFT},
-		"iptables": {lab.Keepalived{Unicast: true}, lab.MasqueradeIPTables},
+		"plain":       {lab.Keepalived{}, lab.Options{}},
+		"VMAC":        {lab.Keepalived{VMAC: true}, lab.Options{}},
+		"iptables":    {lab.Keepalived{Unicast: true}, lab.Options{Masquerade: lab.MasqueradeIPTables}},
+		"without BTF": {lab.Keepalived{}, lab.Options{NoBTF: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := setScene(t, "well"+strings.ToLower(name[:4]), lab.Options{Hosts: 1, Masquerade: c.masquerade})
+			c.options.Hosts = 1
+			s := setScene(t, "well"+strings.ToLower(name[:4]), c.options)
 			s.must(s.StartRouters(s.ctx, c.keepalived))
 			for _, r := range s.Routers() {
 				s.start(r, onWAN)
@@ -138,8 +140,9 @@ func TestDoctorFindsNothingOnAHealthyRouter(t *testing.T) {
 			}
 			s.listened(s.RA, s.RB)
 			s.wantHealthy(s.RA, s.RB)
-			if _, _, exit := s.Vippin(s.RB, "doctor"); exit != 0 {
-				t.Errorf("doctor for people: exit %d", exit)
+			text, _, exit := s.Vippin(s.RB, "doctor")
+			if tier := s.status(s.RB).Tier; exit != 0 || !strings.Contains(text, "dataplane "+tier) || strings.Contains(text, "no BTF") != c.options.NoBTF {
+				t.Errorf("doctor for people: exit %d, want 0 and the tier %q named: %s", exit, tier, text)
 			}
 			// After a takeover, too.
 			s.must(s.RA.Keepalived().Stop())

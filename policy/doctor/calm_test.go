@@ -68,6 +68,7 @@ func TestNoFalseAlarm(t *testing.T) {
 		"not root: nothing attached is seen":    {master, func(f *Facts) { f.Machine.Attached, f.Machine.Loaded = nil, false }},
 		"an interface that is watched and gone": {master, func(f *Facts) { f.Machine.Attached[99] = false }},
 		"clsact":                                {master, func(f *Facts) { f.Tier, f.Machine.Kernel = "clsact", "6.1.0-28-amd64" }},
+		"no BTF":                                {master, func(f *Facts) { f.Tier, f.Machine.BTF = "tcx+marks", false }},
 		"a toggle":                              {master, func(f *Facts) { f.Pins[0].Enabled, f.Pins[0].EnabledBy = false, policy.EnabledByToggle }},
 		"a pin without an interface waits": {master, func(f *Facts) {
 			f.Daemon.Status.Warnings = nil
@@ -145,6 +146,29 @@ func TestHypervisors(t *testing.T) {
 			if strings.Contains(got.Remedy, not) {
 				t.Errorf("%+v: the remedy has %q: %s", c.platform, not, got.Remedy)
 			}
+		}
+	}
+}
+
+// The tier is named, with what the kernel lacks for a better one.
+func TestTierIsNamed(t *testing.T) {
+	for _, c := range []struct {
+		tier, kernel string
+		btf          bool
+		found        []string
+		remedy       string
+	}{
+		{"tcx", "6.6.4", true, []string{"dataplane tcx, on Linux 6.6.4"}, ""},
+		{"clsact", "6.1.0-28-amd64", true, []string{"dataplane clsact, on Linux 6.1.0-28-amd64", "from Linux 6.6"}, ""},
+		{"clsact+marks", "6.1.9-vyos", false, []string{"clsact+marks", "from Linux 6.6", "no BTF"}, "CONFIG_DEBUG_INFO_BTF"},
+		{"tcx+marks", "6.6.9-vyos", false, []string{"tcx+marks", "no BTF", "no fast path"}, "CONFIG_DEBUG_INFO_BTF"},
+		{"", "6.6.4", true, []string{"nothing is loaded, on Linux 6.6.4"}, ""},
+	} {
+		f := healthy(t, master)
+		f.Tier, f.Machine.Kernel, f.Machine.BTF = c.tier, c.kernel, c.btf
+		got := checkTier(newView(*f))
+		if len(got) != 1 || got[0].State != OK || !containsAll(got[0].Found, c.found) || !strings.Contains(got[0].Remedy, c.remedy) || (c.remedy == "") != (got[0].Remedy == "") {
+			t.Errorf("%+v: %+v", c, got)
 		}
 	}
 }

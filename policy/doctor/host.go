@@ -69,7 +69,8 @@ func checkDaemon(v *view) []Finding {
 		return only(warning(start, "no daemon runs; what is loaded goes by this router's own adverts, and nothing removes the mappings "+
 			"of ended connections; roles, adverts and conflicts cannot be looked at"))
 	}
-	return only(fault(start, "no daemon runs and nothing is loaded: every connection keeps the router's own address"))
+	return only(fault(lines(start, "# it does not start?", "journalctl -u vippin -n 20"),
+		"no daemon runs and nothing is loaded: every connection keeps the router's own address"))
 }
 
 // checkStatus repeats what "status" warns of.
@@ -101,15 +102,6 @@ func checkTier(v *view) []Finding {
 	if major != 0 && (major < 6 || major == 6 && minor < 1) {
 		found = append(found, fault("# take Linux 6.1 or later: Debian 12, VyOS 1.5", "Linux %s is older than 6.1", kernel))
 	}
-	if !v.Machine.BTF {
-		remedy := lines("# take a kernel built with CONFIG_DEBUG_INFO_BTF=y; this one says:", `grep BTF "/boot/config-$(uname -r)"`)
-		is := "nothing is loaded; it will be"
-		if v.Tier != "" {
-			is = "the dataplane is " + v.Tier + ","
-		}
-		found = append(found, warning(remedy, "Linux %s has no BTF (/sys/kernel/btf/vmlinux): %s the lowest tier, without a fast path; nf_tables (table inet vippin) "+
-			"tells the programs what conntrack knows in the upper octet of the mark, which is vippin's on pinned interfaces", kernel, is))
-	}
 	switch _, tracked := v.number("net/netfilter/nf_conntrack_max"); {
 	case !tracked:
 		found = append(found, fault("modprobe nf_conntrack", "the kernel does no connection tracking"))
@@ -117,14 +109,30 @@ func checkTier(v *view) []Finding {
 		found = append(found, fault("# take a kernel built with CONFIG_NF_CONNTRACK_EVENTS=y",
 			"Linux %s tells nobody of connections that end: mappings stay until they are looked through", kernel))
 	}
+	if len(found) > 0 {
+		return found
+	}
+	return only(v.tier())
+}
+
+// tier names how the programs are attached, and what the kernel lacks for more.
+func (v *view) tier() Finding {
+	in := "dataplane " + v.Tier
 	if v.Tier == "" {
-		return unless(found, "Linux %s; nothing is loaded, so no tier is in use", kernel)
+		in = "nothing is loaded"
 	}
-	note := ""
+	text := fmt.Sprintf("%s, on Linux %s", in, v.Machine.Kernel)
+	var remedy []string
 	if strings.HasPrefix(v.Tier, "clsact") {
-		note = " (tcx is there from Linux 6.6)"
+		text += "; tcx is there from Linux 6.6"
 	}
-	return unless(found, "dataplane %s%s on Linux %s", v.Tier, note, kernel)
+	if !v.Machine.BTF {
+		text += "; it has no BTF (/sys/kernel/btf/vmlinux): a table of nf_tables tells the programs what conntrack knows, and there is no fast path"
+		remedy = []string{"# for more, take a kernel built with CONFIG_DEBUG_INFO_BTF=y; this one says:", `grep BTF "/boot/config-$(uname -r)"`}
+	}
+	f := ok("%s", text)
+	f.Remedy = lines(remedy...)
+	return f
 }
 
 func checkBPFFS(v *view) []Finding {
