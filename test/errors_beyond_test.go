@@ -145,6 +145,30 @@ func (s *errorScene) leftAs(inside, remote netip.AddrPort) (public netip.AddrPor
 	return public
 }
 
+// A living flow keeps its mapping when its pin is switched off: its errors find
+// it, both ways.
+func TestErrorsWithThePinOff(t *testing.T) {
+	t.Parallel()
+	s := setBeyond(t, "switched", lab.OffloadsOff)
+	s.watched = append(s.watched, s.Server)
+	s.public = vip
+	for _, f := range families {
+		s.run(f.name, func(s *errorScene) {
+			s.listen()
+			remote := lab.Port(f.of(lab.Beyond), serverPort)
+			socket, ends := s.open(s.Hosts[0], "udp", f.of(lab.HostEnds(0)), remote)
+			inside, server, told := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
+			s.vippin(s.RA, "pin", "off", "2")
+			defer s.vippin(s.RA, "pin", "on", "2")
+			s.hops(socket, s.Hosts[0], ends, f)
+			s.must(inside.Close())
+			s.must(server.Send([]byte("too late")))
+			s.outward(s.Server, told, f.portUnreachable)
+			s.nothingLeaks()
+		})
+	}
+}
+
 // Routers of old quote no more than the IP header and 8 octets (RFC 792), which
 // do not have TCP's checksum.
 func TestShortQuote(t *testing.T) {

@@ -144,11 +144,20 @@ func (s *errorScene) inEachMode(f func(*errorScene, family)) {
 			for _, fam := range families {
 				s.run(fam.name, func(s *errorScene) {
 					s.listen()
-					f(s, fam)
+					s.wantCounted(s.count(s.RA, 2, func() { f(s, fam) }))
 					s.nothingLeaks()
 				})
 			}
 		})
+	}
+}
+
+// wantCounted checks that no packet of a pinned flow left unpinned, and that
+// nothing else was taken for pinned.
+func (s *errorScene) wantCounted(g growth) {
+	s.t.Helper()
+	if s.mode.off && g.pinned != 0 || !s.mode.off && (g.pinned == 0 || len(g.unpinnedBy) != 0) {
+		s.t.Errorf("counted %d pinned and %v unpinned packets", g.pinned, g.unpinnedBy)
 	}
 }
 
