@@ -136,6 +136,26 @@ func TestErrorTypes(t *testing.T) {
 	})
 }
 
+// ICMP belongs to IPv4 and ICMPv6 to IPv6.
+func TestErrorOfTheOtherFamily(t *testing.T) {
+	d := newDataplane(t)
+	eachErrorFlow(t, func(t *testing.T, direction string, fl flow) {
+		d.unmapFlows(t)
+		d.mapFlow(t, fl)
+		in, _ := fl.someError(t, direction)
+		b := in.bytes(t)
+		if fl.local.Addr().Is6() {
+			b[etherHeader+6] = byte(layers.IPProtocolICMPv4)
+		} else {
+			b[etherHeader+9] = byte(layers.IPProtocolICMPv6)
+		}
+		d.expectBoth(t, direction, b, b, skBuff{}, counts{})
+		got := run(t, d.program(direction), b, forwarded, checksumComplete)
+		sameBytes(t, "forwarded", got.frame, b)
+		sameCounts(t, "pin 1", d.pinCounts(t, pinNumber), nil)
+	})
+}
+
 // What the router itself sends without the mapped flow's conntrack entry is an
 // answer to something that conntrack took for no flow.
 func TestErrorOfTheRouterItself(t *testing.T) {
