@@ -34,6 +34,7 @@ type following struct {
 	since time.Duration // CLOCK_MONOTONIC of the first one, 0: there is none
 	dueAt time.Duration // when to make the plan
 	links map[int]bool  // the interfaces that changed, not only their addresses
+	addrs map[int]bool  // those whose addresses changed
 	any   bool          // events were lost: any may have
 	blind bool          // the last look failed
 
@@ -47,19 +48,21 @@ func (f *following) add(event loader.LinkEvent, now time.Duration) {
 		f.since = min(event.Time, now)
 	}
 	f.dueAt = min(now+settled, f.since+settledBy)
+	if f.links == nil {
+		f.links, f.addrs = map[int]bool{}, map[int]bool{}
+	}
 	switch event.Kind {
 	case loader.LinkChanged:
-		if f.links == nil {
-			f.links = map[int]bool{}
-		}
 		f.links[event.Ifindex] = true
+	case loader.AddrChanged:
+		f.addrs[event.Ifindex] = true
 	case loader.Resync:
 		f.any = true
 	}
 }
 
 // done forgets the changes: a plan was made for them.
-func (f *following) done() { f.since, f.dueAt, f.links, f.any = 0, 0, nil, false }
+func (f *following) done() { f.since, f.dueAt, f.links, f.addrs, f.any = 0, 0, nil, nil, false }
 
 // changed tells whether an interface itself may have changed.
 func (f *following) changed(ifindex int) bool { return f.any || f.links[ifindex] }
@@ -98,9 +101,35 @@ func (d *daemon) look() (seen bool) {
 	return true
 }
 
-// isUrgent tells whether the plan is not to wait for a pause.
+// isUrgent tells whether the plan is not to wait for a pause. Most often a look
+// at the addresses says so: plans take time.
 func (d *daemon) isUrgent() bool {
-	return isUrgent(d.state.plan, d.nextPlan()) || d.lacksPrograms(d.state.follow.changed)
+	f := &d.state.follow
+	if !f.any && len(f.links) == 0 && !f.gotFirstAddress(d.state.plan, d.state.observed) {
+		return false
+	}
+	return isUrgent(d.state.plan, d.nextPlan()) || d.lacksPrograms(f.changed)
+}
+
+// gotFirstAddress tells whether an interface of the plan without an address of
+// its own may have got one.
+func (f *following) gotFirstAddress(plan policy.Plan, seen policy.Observed) bool {
+	lacking := map[int]policy.PlanInterface{}
+	for _, face := range plan.Interfaces {
+		if f.addrs[face.Index] && !(hasUnique(face, false) && hasUnique(face, true)) {
+			lacking[face.Index] = face
+		}
+	}
+	for _, link := range seen.Links {
+		face, lacks := lacking[link.Index]
+		for _, addr := range link.Addrs {
+			ip := addr.Prefix.Addr()
+			if lacks && !ip.IsLinkLocalUnicast() && !hasUnique(face, ip.Is6()) && !slices.Contains(face.VIPs, ip) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // isUrgent tells whether an interface of the plan came or went, was renamed, or

@@ -84,3 +84,37 @@ func TestWhenThePlanIsDue(t *testing.T) {
 		t.Errorf("after the plan %+v is left", f)
 	}
 }
+
+// Only an address that masquerade may choose, on an interface that had none, is
+// worth a plan at once.
+func TestGotFirstAddress(t *testing.T) {
+	full := wanFace(3, "wan0", "198.51.100.3", "2001:db8::3")
+	only4 := wanFace(3, "wan0", "198.51.100.3", "fe80::3")
+	only4.VIPs = []netip.Addr{netip.MustParseAddr("2001:db8::2")}
+	for _, test := range []struct {
+		what, added string
+		face        policy.PlanInterface
+		on          int // the interface whose addresses changed
+		want        bool
+	}{
+		{"one more", "2001:db8::4/64", full, 3, false},
+		{"the first of a family", "2001:db8::4/64", only4, 3, true},
+		{"the same, elsewhere", "2001:db8::4/64", only4, 4, false},
+		{"a second of the other family", "198.51.100.4/24", only4, 3, false},
+		{"a VIP", "2001:db8::2/128", only4, 3, false},
+		{"a link-local address", "fe80::4/64", only4, 3, false},
+	} {
+		var f following
+		f.add(loader.LinkEvent{Kind: loader.AddrChanged, Ifindex: test.on, Time: time.Second}, time.Second)
+		var link policy.Link
+		link.Index = test.face.Index
+		for _, had := range test.face.Uniques {
+			link.Addrs = append(link.Addrs, policy.Addr{Prefix: netip.PrefixFrom(had, had.BitLen())})
+		}
+		link.Addrs = append(link.Addrs, policy.Addr{Prefix: netip.MustParsePrefix(test.added)})
+		got := f.gotFirstAddress(policy.Plan{Interfaces: []policy.PlanInterface{test.face}}, policy.Observed{Links: []policy.Link{link}})
+		if got != test.want {
+			t.Errorf("%s: %v, want %v", test.what, got, test.want)
+		}
+	}
+}
