@@ -387,3 +387,14 @@ func (s *scene) fillEgress(ifname string) (makeRoom func()) {
 		links = links[:len(links)-2]
 	}
 }
+
+// takeOffIngress detaches vippin's program from the ingress hook of an interface
+// of ra.
+func (s *scene) takeOffIngress(ifname string) {
+	s.t.Helper()
+	path := filepath.Join(s.RA.BPFFS, "links", fmt.Sprintf("%d-ingress", s.number(ifname)))
+	l, err := link.LoadPinnedLink(path, nil)
+	s.must(err)
+	defer l.Close()
+	s.must(l.Detach())
+}
