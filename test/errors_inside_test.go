@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -139,8 +140,8 @@ func TestPortUnreachableInside(t *testing.T) {
 	})
 }
 
-// Answers that have come too far end at this router.
-func TestTimeExceededHere(t *testing.T) {
+// Answers that have come too far, or whose way has gone, end at this router.
+func TestAnswersEndHere(t *testing.T) {
 	t.Parallel()
 	s := setInside(t, "ttl", lab.Options{Offloads: lab.OffloadsOff})
 	s.inEachMode(func(s *errorScene, f family) {
@@ -150,6 +151,22 @@ func TestTimeExceededHere(t *testing.T) {
 			s.must(server.Send([]byte("one hop")))
 			s.tells(server, syscall.EHOSTUNREACH, f.timeExceeded, ends.public.Addr())
 			s.outward(s.Server, ends, f.timeExceeded)
+		})
+		s.run("no route", func(s *errorScene) {
+			_, server, ends := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
+			to := ends.inside.Addr().String()
+			_, err := s.RA.Run(s.ctx, "ip", "route", "add", "unreachable", to)
+			s.must(err)
+			defer func() {
+				_, err := s.RA.Run(s.ctx, "ip", "route", "del", "unreachable", to)
+				s.must(err)
+			}()
+			errno := syscall.EHOSTUNREACH
+			if f.six {
+				errno = syscall.ENETUNREACH
+			}
+			s.wantTold(s.insists(server), errno, f.noRoute, ends.public.Addr())
+			s.outward(s.Server, ends, f.noRoute)
 		})
 		s.run("icmp", func(s *errorScene) {
 			socket, ends := s.open(s.Hosts[0], "icmp", f.of(lab.HostEnds(0)), lab.Port(f.of(lab.ServerWAN), 0))
@@ -164,6 +181,22 @@ func TestTimeExceededHere(t *testing.T) {
 			s.outward(s.Server, ends, f.timeExceeded)
 		})
 	})
+}
+
+// insists sends until it is told of an error: of a route that says "unreachable"
+// IPv4 tells each host once a second, whatever icmp_ratelimit says.
+func (s *errorScene) insists(socket *traffic.ErrorSocket) traffic.SocketError {
+	s.t.Helper()
+	for soon := s.soon(); ; {
+		s.must(socket.Send([]byte("nowhere to go")))
+		ctx, cancel := context.WithTimeout(soon, 100*time.Millisecond)
+		told, err := socket.NextError(ctx)
+		cancel()
+		if err == nil {
+			return told
+		}
+		s.must(soon.Err())
+	}
 }
 
 // sendICMP sends a message of the test's own making; a TTL of 0 is the usual one.

@@ -41,11 +41,12 @@ type family struct {
 	portUnreachable icmpMessage
 	tooBig          icmpMessage
 	badParameter    icmpMessage
+	noRoute         icmpMessage // what an "unreachable" route answers
 }
 
 var families = []family{
-	{"IPv4", false, icmpMessage{11, 0}, icmpMessage{3, 3}, icmpMessage{3, 4}, icmpMessage{12, 0}},
-	{"IPv6", true, icmpMessage{3, 0}, icmpMessage{1, 4}, icmpMessage{2, 0}, icmpMessage{4, 0}},
+	{"IPv4", false, icmpMessage{11, 0}, icmpMessage{3, 3}, icmpMessage{3, 4}, icmpMessage{12, 0}, icmpMessage{3, 1}},
+	{"IPv6", true, icmpMessage{3, 0}, icmpMessage{1, 4}, icmpMessage{2, 0}, icmpMessage{4, 0}, icmpMessage{1, 0}},
 }
 
 func (f family) of(e lab.Ends) netip.Addr {
@@ -272,10 +273,15 @@ func (s *errorScene) tells(socket *traffic.ErrorSocket, errno syscall.Errno, wan
 	s.t.Helper()
 	told, err := socket.NextError(s.soon())
 	s.must(err)
+	s.wantTold(told, errno, want, by)
+	return told
+}
+
+func (s *errorScene) wantTold(told traffic.SocketError, errno syscall.Errno, want icmpMessage, by netip.Addr) {
+	s.t.Helper()
 	if told.Errno != errno || told.Local || (icmpMessage{told.Type, told.Code}) != want || told.Offender != by {
 		s.t.Errorf("told of %+v, want %q by message %v from %s", told, errno, want, by)
 	}
-	return told
 }
 
 // inward checks an error about what an inside host sent, made by somebody on
