@@ -208,6 +208,33 @@ type DataplaneOwnAdvert struct {
 	FirstNs    uint64
 }
 
+type DataplanePacket struct {
+	_         structs.HostLayout
+	L3Off     uint32
+	L4Off     uint32
+	L4Len     uint32
+	Ipv6      bool
+	Fragment  uint8
+	Proto     uint8
+	Ttl       uint8
+	IcmpType  uint8
+	_         [1]byte
+	IpCheck   uint16
+	VlanOuter uint16
+	VlanInner uint16
+	Src       struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Sport uint16
+	Dport uint16
+	Ident uint32
+}
+
 type DataplanePin struct {
 	_         structs.HostLayout
 	Slot      uint32
@@ -222,6 +249,14 @@ type DataplanePin struct {
 		Word [4]uint32
 	}
 	Vip6 struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Unique4 struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Unique6 struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
@@ -314,6 +349,11 @@ type DataplaneSettings struct {
 	Marks       uint32
 }
 
+type DataplaneShortcut struct {
+	_   structs.HostLayout
+	Way [2]uint64
+}
+
 type DataplaneSlotAddr struct {
 	_    structs.HostLayout
 	Slot uint32
@@ -378,17 +418,20 @@ const (
 	DataplaneMapByPublic       = "by_public"
 	DataplaneMapByRemote       = "by_remote"
 	DataplaneMapClaims         = "claims"
+	DataplaneMapEpoch          = "epoch"
 	DataplaneMapForeign        = "foreign"
 	DataplaneMapFragments      = "fragments"
 	DataplaneMapGroups         = "groups"
 	DataplaneMapHeartbeat      = "heartbeat"
 	DataplaneMapIfaces         = "ifaces"
 	DataplaneMapOwnAdverts     = "own_adverts"
+	DataplaneMapPackets        = "packets"
 	DataplaneMapPinCounters    = "pin_counters"
 	DataplaneMapPins           = "pins"
 	DataplaneMapRoles          = "roles"
 	DataplaneMapScratch        = "scratch"
 	DataplaneMapSettings       = "settings"
+	DataplaneMapShortcuts      = "shortcuts"
 	DataplaneMapSources        = "sources"
 	DataplaneMapUniques        = "uniques"
 	DataplaneMapUnpinned       = "unpinned"
@@ -397,6 +440,7 @@ const (
 	DataplaneMapVrrpCounters   = "vrrp_counters"
 	DataplaneProgVippinEgress  = "vippin_egress"
 	DataplaneProgVippinIngress = "vippin_ingress"
+	DataplaneVarSecret         = "secret"
 )
 
 // LoadDataplane returns the embedded CollectionSpec for Dataplane.
@@ -455,17 +499,20 @@ type DataplaneMapSpecs struct {
 	ByPublic     *ebpf.MapSpec `ebpf:"by_public"`
 	ByRemote     *ebpf.MapSpec `ebpf:"by_remote"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
+	Epoch        *ebpf.MapSpec `ebpf:"epoch"`
 	Foreign      *ebpf.MapSpec `ebpf:"foreign"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
 	OwnAdverts   *ebpf.MapSpec `ebpf:"own_adverts"`
+	Packets      *ebpf.MapSpec `ebpf:"packets"`
 	PinCounters  *ebpf.MapSpec `ebpf:"pin_counters"`
 	Pins         *ebpf.MapSpec `ebpf:"pins"`
 	Roles        *ebpf.MapSpec `ebpf:"roles"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
 	Uniques      *ebpf.MapSpec `ebpf:"uniques"`
 	Unpinned     *ebpf.MapSpec `ebpf:"unpinned"`
@@ -478,6 +525,7 @@ type DataplaneMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DataplaneVariableSpecs struct {
+	Secret *ebpf.VariableSpec `ebpf:"secret"`
 }
 
 // DataplaneObjects contains all objects after they have been loaded into the kernel.
@@ -506,17 +554,20 @@ type DataplaneMaps struct {
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
 	ByRemote     *ebpf.Map `ebpf:"by_remote"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	Epoch        *ebpf.Map `ebpf:"epoch"`
 	Foreign      *ebpf.Map `ebpf:"foreign"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
+	Packets      *ebpf.Map `ebpf:"packets"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
 	Pins         *ebpf.Map `ebpf:"pins"`
 	Roles        *ebpf.Map `ebpf:"roles"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
 	Settings     *ebpf.Map `ebpf:"settings"`
+	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
 	Sources      *ebpf.Map `ebpf:"sources"`
 	Uniques      *ebpf.Map `ebpf:"uniques"`
 	Unpinned     *ebpf.Map `ebpf:"unpinned"`
@@ -533,17 +584,20 @@ func (m *DataplaneMaps) Close() error {
 		m.ByPublic,
 		m.ByRemote,
 		m.Claims,
+		m.Epoch,
 		m.Foreign,
 		m.Fragments,
 		m.Groups,
 		m.Heartbeat,
 		m.Ifaces,
 		m.OwnAdverts,
+		m.Packets,
 		m.PinCounters,
 		m.Pins,
 		m.Roles,
 		m.Scratch,
 		m.Settings,
+		m.Shortcuts,
 		m.Sources,
 		m.Uniques,
 		m.Unpinned,
@@ -557,6 +611,7 @@ func (m *DataplaneMaps) Close() error {
 //
 // It can be passed to LoadDataplaneObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DataplaneVariables struct {
+	Secret *ebpf.Variable `ebpf:"secret"`
 }
 
 // DataplanePrograms contains all programs after they have been loaded into the kernel.

@@ -53,7 +53,7 @@ __noinline verdict note_fragment(struct __sk_buff *skb, const struct packet *pkt
 	}
 	f.addr = out ? pkt->src : pkt->dst;
 	if (f.counter == PIN_PINNED || f.counter == PIN_RETURNED)
-		load_addr(skb, pkt, out ? SOURCE : DESTINATION, &f.addr);
+		load_addr(skb, pkt->l3_off, pkt->ipv6, out ? SOURCE : DESTINATION, &f.addr);
 	bpf_map_update_elem(&fragments, &key, &f, BPF_ANY);
 	return v;
 }

@@ -90,7 +90,8 @@ type skBuff struct {
 // and nothing attached.
 type dataplane struct {
 	DataplaneObjects
-	ring *ringbuf.Reader
+	ring  *ringbuf.Reader
+	epoch uint64
 }
 
 // shared is loaded by the first test: the verifier takes a second and more.
@@ -170,6 +171,7 @@ func (d *dataplane) reset(t *testing.T) {
 	}
 	pin.Vip4.Word = words(vip4)
 	pin.Vip6.Word = words(vip6)
+	pin.Unique4.Word, pin.Unique6.Word = words(unique4), words(unique6)
 	put(t, d.Pins, uint32(pinNumber), pin)
 	d.setRole(t, roleMaster)
 	put(t, d.Vips, slotAddr(vip4), DataplaneVip{Pin: pinNumber})

@@ -188,6 +188,24 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } claims SEC(".maps");
 
+/* What bpf/shortcut.h remembers, and the number that makes it forget. */
+#define SHORTCUTS 32768 /* a power of two */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SHORTCUTS);
+	__type(key, __u32);
+	__type(value, struct shortcut);
+} shortcuts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} epoch SEC(".maps");
+
 /* Room to work in, never read across packets: the stack is short. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -202,3 +220,10 @@ struct {
 	__type(key, __u32);
 	__type(value, struct binding);
 } bench SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");

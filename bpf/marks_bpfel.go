@@ -22,17 +22,20 @@ const (
 	MarksMapByPublic       = "by_public"
 	MarksMapByRemote       = "by_remote"
 	MarksMapClaims         = "claims"
+	MarksMapEpoch          = "epoch"
 	MarksMapForeign        = "foreign"
 	MarksMapFragments      = "fragments"
 	MarksMapGroups         = "groups"
 	MarksMapHeartbeat      = "heartbeat"
 	MarksMapIfaces         = "ifaces"
 	MarksMapOwnAdverts     = "own_adverts"
+	MarksMapPackets        = "packets"
 	MarksMapPinCounters    = "pin_counters"
 	MarksMapPins           = "pins"
 	MarksMapRoles          = "roles"
 	MarksMapScratch        = "scratch"
 	MarksMapSettings       = "settings"
+	MarksMapShortcuts      = "shortcuts"
 	MarksMapSources        = "sources"
 	MarksMapUniques        = "uniques"
 	MarksMapUnpinned       = "unpinned"
@@ -41,6 +44,7 @@ const (
 	MarksMapVrrpCounters   = "vrrp_counters"
 	MarksProgVippinEgress  = "vippin_egress"
 	MarksProgVippinIngress = "vippin_ingress"
+	MarksVarSecret         = "secret"
 )
 
 // LoadMarks returns the embedded CollectionSpec for Marks.
@@ -99,17 +103,20 @@ type MarksMapSpecs struct {
 	ByPublic     *ebpf.MapSpec `ebpf:"by_public"`
 	ByRemote     *ebpf.MapSpec `ebpf:"by_remote"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
+	Epoch        *ebpf.MapSpec `ebpf:"epoch"`
 	Foreign      *ebpf.MapSpec `ebpf:"foreign"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
 	OwnAdverts   *ebpf.MapSpec `ebpf:"own_adverts"`
+	Packets      *ebpf.MapSpec `ebpf:"packets"`
 	PinCounters  *ebpf.MapSpec `ebpf:"pin_counters"`
 	Pins         *ebpf.MapSpec `ebpf:"pins"`
 	Roles        *ebpf.MapSpec `ebpf:"roles"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
+	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
 	Uniques      *ebpf.MapSpec `ebpf:"uniques"`
 	Unpinned     *ebpf.MapSpec `ebpf:"unpinned"`
@@ -122,6 +129,7 @@ type MarksMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MarksVariableSpecs struct {
+	Secret *ebpf.VariableSpec `ebpf:"secret"`
 }
 
 // MarksObjects contains all objects after they have been loaded into the kernel.
@@ -150,17 +158,20 @@ type MarksMaps struct {
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
 	ByRemote     *ebpf.Map `ebpf:"by_remote"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	Epoch        *ebpf.Map `ebpf:"epoch"`
 	Foreign      *ebpf.Map `ebpf:"foreign"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
+	Packets      *ebpf.Map `ebpf:"packets"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
 	Pins         *ebpf.Map `ebpf:"pins"`
 	Roles        *ebpf.Map `ebpf:"roles"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
 	Settings     *ebpf.Map `ebpf:"settings"`
+	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
 	Sources      *ebpf.Map `ebpf:"sources"`
 	Uniques      *ebpf.Map `ebpf:"uniques"`
 	Unpinned     *ebpf.Map `ebpf:"unpinned"`
@@ -177,17 +188,20 @@ func (m *MarksMaps) Close() error {
 		m.ByPublic,
 		m.ByRemote,
 		m.Claims,
+		m.Epoch,
 		m.Foreign,
 		m.Fragments,
 		m.Groups,
 		m.Heartbeat,
 		m.Ifaces,
 		m.OwnAdverts,
+		m.Packets,
 		m.PinCounters,
 		m.Pins,
 		m.Roles,
 		m.Scratch,
 		m.Settings,
+		m.Shortcuts,
 		m.Sources,
 		m.Uniques,
 		m.Unpinned,
@@ -201,6 +215,7 @@ func (m *MarksMaps) Close() error {
 //
 // It can be passed to LoadMarksObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MarksVariables struct {
+	Secret *ebpf.Variable `ebpf:"secret"`
 }
 
 // MarksPrograms contains all programs after they have been loaded into the kernel.

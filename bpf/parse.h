@@ -29,26 +29,6 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
-enum fragmentation { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
-
-struct packet {
-	__u32 l3_off; /* from skb->data */
-	__u32 l4_off;
-	__u32 l4_len; /* octets from l4_off on, by the IP header's word */
-	bool ipv6;
-	__u8 fragment; /* enum fragmentation */
-	__u8 proto; /* what stands at l4_off */
-	__u8 ttl;
-	__u8 icmp_type;
-	__u16 vlan_outer; /* tags still in the frame, 0 = none */
-	__u16 vlan_inner;
-	struct addr src;
-	struct addr dst;
-	__be16 sport; /* ICMP echo: the identifier stands in the port of whoever asks */
-	__be16 dport;
-	__u32 ident; /* of a fragment */
-};
-
 enum parse_result {
 	PARSED, /* an IP packet */
 	IS_ARP, /* l3_off says where */
@@ -129,6 +109,7 @@ static __always_inline enum parse_result parse_ipv4(struct __sk_buff *skb, struc
 	pkt->ipv6 = false;
 	pkt->fragment = fragmentation(ip.frag_off & bpf_htons(IP_OFFSET), ip.frag_off & bpf_htons(IP_MORE));
 	pkt->ident = ip.id;
+	pkt->ip_check = ip.check;
 	pkt->proto = ip.protocol;
 	pkt->ttl = ip.ttl;
 	pkt->src = addr_from_v4(ip.saddr);

@@ -10,6 +10,7 @@
 #include "claims.h"
 #include "maps.h"
 #include "parse.h"
+#include "shortcut.h"
 #include "srcpin.h"
 #include "vrrp.h"
 
@@ -18,36 +19,58 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Always TC_ACT_UNSPEC: whatever else is attached goes on as if we were not
  * there.
  */
+static __always_inline int finish(struct __sk_buff *skb, bool out, verdict v)
+{
+	if (out)
+		forget_conntrack(skb);
+	if (verdict_counter(v) < PIN_COUNTERS)
+		count_pin(verdict_pin(v), verdict_counter(v));
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, bool out, __u64 digest)
+{
+	__u32 zero = 0;
+	struct packet *pkt = bpf_map_lookup_elem(&packets, &zero);
+	enum parse_result parsed;
+	verdict v;
+
+	if (!pkt)
+		return TC_ACT_UNSPEC;
+	__builtin_memset(pkt, 0, sizeof(*pkt));
+	parsed = parse_ip(skb, iface->has_l2, pkt);
+	if (parsed == PARSED && maybe_vrrp(pkt)) {
+		observe_advert(skb, pkt, iface, out);
+		return TC_ACT_UNSPEC;
+	}
+	/* A tagged frame is dealt with on its VLAN's own interface. */
+	if (!iface->slot || pkt->vlan_outer)
+		return TC_ACT_UNSPEC;
+	if (!out && iface->has_l2)
+		observe_claim(skb, pkt, parsed, iface->slot);
+	if (parsed != PARSED)
+		return TC_ACT_UNSPEC;
+	v = out ? pin_egress(skb, pkt, iface->slot) : pin_ingress(skb, pkt, iface->slot);
+	if (pkt->fragment == FIRST_FRAGMENT)
+		v = note_fragment(skb, pkt, iface->slot, out, v);
+	if (digest && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
+		remember_shortcut(skb, pkt, digest, out, verdict_pin(v));
+	return finish(skb, out, v);
+}
+
 static __always_inline int handle(struct __sk_buff *skb, bool out)
 {
 	__u32 ifindex = skb->ifindex;
 	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
-	struct packet pkt = {};
-	enum parse_result parsed;
+	__u64 digest;
 	verdict v;
 
 	if (!iface)
 		return TC_ACT_UNSPEC;
-	parsed = parse_ip(skb, iface->has_l2, &pkt);
-	if (parsed == PARSED && maybe_vrrp(&pkt)) {
-		observe_advert(skb, &pkt, iface, out);
-		return TC_ACT_UNSPEC;
-	}
-	/* A tagged frame is dealt with on its VLAN's own interface. */
-	if (!iface->slot || pkt.vlan_outer)
-		return TC_ACT_UNSPEC;
-	if (!out && iface->has_l2)
-		observe_claim(skb, &pkt, parsed, iface->slot);
-	if (parsed != PARSED)
-		return TC_ACT_UNSPEC;
-	v = out ? pin_egress(skb, &pkt, iface->slot) : pin_ingress(skb, &pkt, iface->slot);
-	if (out)
-		forget_conntrack(skb);
-	if (pkt.fragment == FIRST_FRAGMENT)
-		v = note_fragment(skb, &pkt, iface->slot, out, v);
+	v = take_shortcut(skb, iface, out, &digest);
 	if (verdict_counter(v) < PIN_COUNTERS)
-		count_pin(verdict_pin(v), verdict_counter(v));
-	return TC_ACT_UNSPEC;
+		return finish(skb, out, v);
+	return long_way(skb, iface, out, digest);
 }
 
 /* tc egress: the last thing before the wire. */

@@ -58,34 +58,65 @@ static __always_inline __u32 port_offset(const struct packet *pkt, enum end end)
 	return pkt->l4_off + (end == SOURCE ? 0 : 2);
 }
 
-static __always_inline __u32 addr_offset(const struct packet *pkt, enum end end)
+static __always_inline __u32 addr_offset(__u32 l3_off, bool ipv6, enum end end)
 {
-	if (pkt->ipv6)
-		return pkt->l3_off +
+	if (ipv6)
+		return l3_off +
 		       (end == SOURCE ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
-	return pkt->l3_off + (end == SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+	return l3_off + (end == SOURCE ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
 }
 
 /* What stands there now. */
-static __always_inline void load_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
+static __always_inline long load_addr(struct __sk_buff *skb, __u32 l3_off, bool ipv6, enum end end,
 				      struct addr *addr)
 {
-	if (pkt->ipv6)
-		bpf_skb_load_bytes(skb, addr_offset(pkt, end), addr, sizeof(*addr));
-	else
-		bpf_skb_load_bytes(skb, addr_offset(pkt, end), &addr->word[3], sizeof(addr->word[3]));
+	__u32 off = addr_offset(l3_off, ipv6, end);
+
+	if (ipv6)
+		return bpf_skb_load_bytes(skb, off, addr, sizeof(*addr));
+	*addr = addr_from_v4(0);
+	return bpf_skb_load_bytes(skb, off, &addr->word[3], sizeof(addr->word[3]));
 }
 
-static __always_inline int rewrite_ipv4_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
-					     __u32 check, __u64 l4_flags, __be32 from, __be32 to)
+/* The Internet checksum of what check covers, one's complement diff later (RFC 1624). */
+static __always_inline __be16 checksum_plus(__be16 check, __u32 diff)
 {
-	/* ICMP has no pseudo-header. */
-	if (check && pkt->proto != IPPROTO_ICMP &&
-	    bpf_l4_csum_replace(skb, check, from, to, BPF_F_PSEUDO_HDR | l4_flags | sizeof(to)))
+	__u32 sum = (diff & 0xffff) + (diff >> 16);
+
+	sum += (__u16)~check;
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+static __always_inline __u32 fold64(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+/* Checksum and addresses are neighbours in the header: one store for all. The
+ * checksum cancels the address in skb->csum.
+ */
+static __always_inline int replace_ipv4(struct __sk_buff *skb, __u32 l3_off, __u32 l4_check, __u64 l4_flags,
+					__be16 ip_check, __be32 src, __be32 dst, enum end end, __be32 to)
+{
+	__be32 from = end == SOURCE ? src : dst;
+	struct {
+		__be16 check;
+		__be32 src;
+		__be32 dst;
+	} __attribute__((packed)) new = {checksum_plus(ip_check, fold64((__u64)(__u32)~from + to)), src, dst};
+	__u32 off = l3_off + offsetof(struct iphdr, check);
+
+	if (l4_check && bpf_l4_csum_replace(skb, l4_check, from, to, l4_flags | sizeof(to)))
 		return -1;
-	if (bpf_l3_csum_replace(skb, pkt->l3_off + offsetof(struct iphdr, check), from, to, sizeof(to)))
-		return -1;
-	return bpf_skb_store_bytes(skb, addr_offset(pkt, end), &to, sizeof(to), 0);
+	if (end == SOURCE) {
+		new.src = to;
+		return bpf_skb_store_bytes(skb, off, &new, sizeof(new) - sizeof(new.dst), 0);
+	}
+	new.dst = to;
+	return bpf_skb_store_bytes(skb, off, &new, sizeof(new), 0);
 }
 
 /* IPv6 has no header checksum that would cancel the change of the address in
@@ -94,23 +125,38 @@ static __always_inline int rewrite_ipv4_addr(struct __sk_buff *skb, const struct
  * the store has to adjust it back for the address. Without a transport checksum
  * the store has to do it in any case.
  */
-static __always_inline int rewrite_ipv6_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
-					     __u32 check, __u64 l4_flags, const struct addr *from,
-					     const struct addr *to)
+static __always_inline int replace_ipv6(struct __sk_buff *skb, __u32 l3_off, __u32 l4_check, __u64 l4_flags,
+					enum end end, const struct addr *from, const struct addr *to)
 {
-	__u32 off = addr_offset(pkt, end);
-	__s64 diff;
+	__u32 off = addr_offset(l3_off, true, end);
+	__u64 sum = 0;
 	int err;
 
-	if (!check)
+	if (!l4_check)
 		return bpf_skb_store_bytes(skb, off, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
-	diff = bpf_csum_diff((__be32 *)from, sizeof(*from), (__be32 *)to, sizeof(*to), 0);
-	err = bpf_l4_csum_replace(skb, check, 0, diff, BPF_F_PSEUDO_HDR | F_IPV6 | l4_flags);
+	for (int i = 0; i < 4; i++)
+		sum += (__u64)(__u32)~from->word[i] + to->word[i];
+	err = bpf_l4_csum_replace(skb, l4_check, 0, fold64(sum), l4_flags | F_IPV6);
 	if (!err)
 		return bpf_skb_store_bytes(skb, off, to, sizeof(*to), 0);
-	if (err != -EINVAL || bpf_l4_csum_replace(skb, check, 0, diff, BPF_F_PSEUDO_HDR | l4_flags))
+	if (err != -EINVAL || bpf_l4_csum_replace(skb, l4_check, 0, fold64(sum), l4_flags))
 		return -1;
 	return bpf_skb_store_bytes(skb, off, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Puts another address in place of one end. check: the transport checksum that
+ * covers it, 0 = none.
+ */
+static __always_inline int replace_addr(struct __sk_buff *skb, const struct packet *pkt, enum end end,
+					__u32 check, __u64 l4_flags, const struct addr *to)
+{
+	if (pkt->ipv6)
+		return replace_ipv6(skb, pkt->l3_off, check, l4_flags | BPF_F_PSEUDO_HDR, end,
+				    end == SOURCE ? &pkt->src : &pkt->dst, to);
+	if (pkt->proto == IPPROTO_ICMP)
+		check = 0; /* ICMP has no pseudo-header */
+	return replace_ipv4(skb, pkt->l3_off, check, l4_flags | BPF_F_PSEUDO_HDR, pkt->ip_check,
+			    pkt->src.word[3], pkt->dst.word[3], end, to->word[3]);
 }
 
 /* Puts addr:port in place of one end. 0, or -1 when the packet could not be
@@ -122,15 +168,9 @@ static __always_inline int rewrite_end(struct __sk_buff *skb, const struct packe
 	/* A checksum that comes out as zero is sent as 0xffff. */
 	__u64 l4_flags = pkt->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 check = checksum_offset(skb, pkt);
-	const struct addr *old = end == SOURCE ? &pkt->src : &pkt->dst;
 	__be16 old_port = end == SOURCE ? pkt->sport : pkt->dport;
-	int err;
 
-	if (pkt->ipv6)
-		err = rewrite_ipv6_addr(skb, pkt, end, check, l4_flags, old, addr);
-	else
-		err = rewrite_ipv4_addr(skb, pkt, end, check, l4_flags, old->word[3], addr->word[3]);
-	if (err)
+	if (replace_addr(skb, pkt, end, check, l4_flags, addr))
 		return -1;
 	if (port == old_port)
 		return 0;
@@ -147,16 +187,6 @@ static __always_inline __u32 word_diff(__be16 from, __be16 to, __u32 seed)
 	__be32 old = from, new = to;
 
 	return bpf_csum_diff(&old, sizeof(old), &new, sizeof(new), seed);
-}
-
-static __always_inline __be16 checksum_plus(__be16 check, __u32 diff)
-{
-	__u32 sum = (diff & 0xffff) + (diff >> 16);
-
-	sum += (__u16)~check;
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
 }
 
 /* The same for a packet that an ICMP error quotes, which may be cut short behind
@@ -176,9 +206,9 @@ static __always_inline int rewrite_quoted(struct __sk_buff *skb, const struct pa
 	*diff = covered;
 	if (quoted->ipv6) {
 		*diff = word_diff(old_port, port, address);
-		if (bpf_skb_store_bytes(skb, addr_offset(quoted, end), addr, sizeof(*addr), 0))
+		if (bpf_skb_store_bytes(skb, addr_offset(quoted->l3_off, true, end), addr, sizeof(*addr), 0))
 			return -1;
-	} else if (rewrite_ipv4_addr(skb, quoted, end, 0, 0, old->word[3], addr->word[3])) {
+	} else if (replace_addr(skb, quoted, end, 0, 0, addr)) {
 		return -1; /* address and header checksum cancel out */
 	}
 	if (quoted->proto != IPPROTO_ICMP)

@@ -132,6 +132,14 @@ struct iface {
 	__u8 pad[3];
 };
 
+/* shortcuts: each way is the upper 48 bits of a packet's digest and the number
+ * of a pin.
+ */
+#define SHORTCUT_WAYS 2
+struct shortcut {
+	__u64 way[SHORTCUT_WAYS];
+};
+
 /* vips and uniques. */
 struct slot_addr {
 	__u32 slot;
@@ -181,6 +189,8 @@ struct pin {
 	__u32 pad;
 	struct addr vip4; /* all zero: none */
 	struct addr vip6;
+	struct addr unique4; /* what masquerade chooses as a rule; all zero: not known */
+	struct addr unique6;
 	__u8 name[32];
 	__u8 interface[16];
 };
@@ -293,6 +303,28 @@ struct binding {
 	struct local_end mine;
 	struct public_end end;
 	struct conntrack_question question;
+};
+
+enum fragmentation { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
+
+/* What parse.h reads of a packet. */
+struct packet {
+	__u32 l3_off; /* from skb->data */
+	__u32 l4_off;
+	__u32 l4_len; /* octets from l4_off on, by the IP header's word */
+	_Bool ipv6;
+	__u8 fragment; /* enum fragmentation */
+	__u8 proto; /* what stands at l4_off */
+	__u8 ttl;
+	__u8 icmp_type;
+	__be16 ip_check; /* IPv4's header checksum */
+	__u16 vlan_outer; /* tags still in the frame, 0 = none */
+	__u16 vlan_inner;
+	struct addr src;
+	struct addr dst;
+	__be16 sport; /* ICMP echo: the identifier stands in the port of whoever asks */
+	__be16 dport;
+	__u32 ident; /* of a fragment */
 };
 
 /* What somebody says of a VIP. */

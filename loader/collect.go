@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -231,12 +232,17 @@ func (c *collector) sweep(ctx context.Context, ripe time.Duration) (removed int,
 	if err := c.refresh(); err != nil {
 		return 0, err
 	}
-	var batch []doomed
-	for what := range c.ripe(ripe) {
-		batch = append(batch, what)
-		if len(batch) < verifyBatch {
-			continue
-		}
+	list := slices.Collect(maps.Keys(c.ripe(ripe)))
+	if len(list) == 0 {
+		return 0, nil
+	}
+	// From here on a packet leaves its time in the mapping, though its flow has
+	// a shortcut; and no shortcut outlives its mapping.
+	if err := c.d.newEpoch(); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.d.newEpoch()) }()
+	for batch := range slices.Chunk(list, verifyBatch) {
 		if ctx.Err() != nil {
 			return removed, nil
 		}
@@ -245,10 +251,8 @@ func (c *collector) sweep(ctx context.Context, ripe time.Duration) (removed int,
 		if err != nil {
 			return removed, err
 		}
-		batch = batch[:0]
 	}
-	n, err := c.removeDead(batch)
-	return removed + n, err
+	return removed, nil
 }
 
 func (c *collector) ripe(before time.Duration) map[doomed]death {

@@ -85,6 +85,7 @@ func wanted(plan policy.Plan) (content, error) {
 	}
 	for i := range plan.Interfaces {
 		errs = append(errs, c.addInterface(&plan.Interfaces[i]))
+		c.addUniques(&plan.Interfaces[i])
 	}
 	return c, errors.Join(errs...)
 }
@@ -136,6 +137,24 @@ func (c content) addPin(pin *policy.PlanPin) error {
 		c.vips[key] = vipValue{Pin: pin.ID, Order: uint32(order)}
 	}
 	return nil
+}
+
+// addUniques tells the pins of an interface which address masquerade chooses
+// there as a rule: the first. Flows on others take the programs' long way.
+func (c content) addUniques(iface *policy.PlanInterface) {
+	first := func(v4 bool) netip.Addr {
+		i := slices.IndexFunc(iface.Uniques, func(a netip.Addr) bool { return a.Is4() == v4 && !a.IsLinkLocalUnicast() })
+		if i < 0 {
+			return netip.Addr{}
+		}
+		return iface.Uniques[i]
+	}
+	for id, pin := range c.pins {
+		if pin.Slot == iface.Slot && iface.Slot != 0 {
+			pin.Unique4.Word, pin.Unique6.Word = addrWords(first(true)), addrWords(first(false))
+			c.pins[id] = pin
+		}
+	}
 }
 
 func (c content) addInterface(iface *policy.PlanInterface) error {

@@ -38,6 +38,7 @@ type pinnedMaps struct {
 	ByPublic     *ebpf.Map `ebpf:"by_public"`
 	ByRemote     *ebpf.Map `ebpf:"by_remote"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	Epoch        *ebpf.Map `ebpf:"epoch"`
 	Foreign      *ebpf.Map `ebpf:"foreign"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
@@ -58,8 +59,8 @@ type pinnedMaps struct {
 
 func (m *pinnedMaps) all() []*ebpf.Map {
 	return []*ebpf.Map{
-		m.Adverts, m.ByLocal, m.ByPublic, m.ByRemote, m.Claims, m.Foreign, m.Fragments, m.Groups, m.Heartbeat,
-		m.Ifaces, m.OwnAdverts, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
+		m.Adverts, m.ByLocal, m.ByPublic, m.ByRemote, m.Claims, m.Epoch, m.Foreign, m.Fragments, m.Groups,
+		m.Heartbeat, m.Ifaces, m.OwnAdverts, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
 	}
 }
 
@@ -70,7 +71,7 @@ var flowMaps = map[string]bool{bpf.DataplaneMapByLocal: true, bpf.DataplaneMapBy
 // out differently starts them anew.
 var disposableMaps = map[string]bool{
 	bpf.DataplaneMapAdverts: true, bpf.DataplaneMapByRemote: true, bpf.DataplaneMapClaims: true,
-	bpf.DataplaneMapForeign: true, bpf.DataplaneMapFragments: true,
+	bpf.DataplaneMapEpoch: true, bpf.DataplaneMapForeign: true, bpf.DataplaneMapFragments: true,
 	bpf.DataplaneMapPinCounters: true, bpf.DataplaneMapVrrpCounters: true,
 }
 
@@ -191,6 +192,9 @@ func (d *Dataplane) loadObject(maxFlows uint32) (o *object, err error) {
 			o.spec.Maps[name].MaxEntries = maxFlows
 		}
 	}
+	if err := setSecret(o.spec); err != nil {
+		return nil, err
+	}
 	if o.kept, err = d.keptMaps(o.spec); err == nil {
 		if o.coll, err = ebpf.NewCollectionWithOptions(o.spec, ebpf.CollectionOptions{MapReplacements: o.kept}); err != nil {
 			err = &objectError{err}
@@ -235,7 +239,11 @@ func (d *Dataplane) takeInto(o *object) error {
 
 // pinned tells whether a map belongs to pinnedMaps.
 func pinned(name string) bool {
-	return name != bpf.DataplaneMapScratch && name != bpf.DataplaneMapBench && name[0] != '.'
+	switch name {
+	case bpf.DataplaneMapScratch, bpf.DataplaneMapBench, bpf.DataplaneMapPackets, bpf.DataplaneMapShortcuts:
+		return false
+	}
+	return name[0] != '.'
 }
 
 // loadConntrackModules asks conntrack for something: only that makes the kernel

@@ -209,6 +209,7 @@ func (c *convergence) fill() error {
 		}
 	}
 	for _, write := range []func() error{
+		c.d.newEpoch, // a packet that knew a pin by another address looks again
 		func() error { return put(maps.Groups, c.now.groups, c.want.groups) },
 		func() error { return put(maps.Pins, c.now.pins, c.want.pins) },
 		func() error { return put(maps.Pins, c.now.pins, leaving) },
@@ -217,6 +218,7 @@ func (c *convergence) fill() error {
 		func() error { return put(maps.Vrids, c.now.vrids, c.want.vrids) },
 		func() error { return put(maps.Uniques, c.now.uniques, c.want.uniques) },
 		func() error { return put(maps.Ifaces, c.now.ifaces, c.want.ifaces) },
+		c.d.newEpoch,
 	} {
 		if err := write(); err != nil {
 			return err

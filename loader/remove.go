@@ -243,7 +243,7 @@ func (c *collector) repair() error {
 		}
 		return note(err)
 	})
-	if err := errors.Join(err, failed, c.removeOrphans(orphans)); err != nil {
+	if err := errors.Join(err, failed, c.removeOrphans(orphans), c.d.newEpoch()); err != nil {
 		return fmt.Errorf("repair mappings: %w", err)
 	}
 	return nil

@@ -260,6 +260,9 @@ func (c *converter) convertBatch(batch []conversion) (converted, failed int, err
 			return 0, failed, errors.Join(err, c.finish(possible, nil))
 		}
 	}
+	if err := c.d.newEpoch(); err != nil {
+		return 0, failed, errors.Join(err, c.finish(possible, nil))
+	}
 	results, err := c.replace(replacements)
 	if err := errors.Join(err, c.finish(possible, results)); err != nil {
 		return 0, failed, err
@@ -337,7 +340,7 @@ func (c *converter) finish(batch []*conversion, results []error) error {
 			errs = append(errs, ignoreNotExist(c.d.maps.ByLocal.Update(what.key, end, ebpf.UpdateExist)))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(append(errs, c.d.newEpoch())...); err != nil {
 		return fmt.Errorf("mark mappings native: %w", err)
 	}
 	return nil

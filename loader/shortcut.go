@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// setSecret gives the digests of bpf/shortcut.h a start that nobody outside
+// knows, so that nobody can make two of them alike.
+func setSecret(spec *ebpf.CollectionSpec) error {
+	var octets [8]byte
+	_, _ = rand.Read(octets[:]) // it never fails
+	if err := spec.Variables["secret"].Set(binary.NativeEndian.Uint64(octets[:])); err != nil {
+		return fmt.Errorf("give the programs their secret: %w", err)
+	}
+	return nil
+}
+
+// newEpoch makes the programs forget every shortcut. A packet on its way goes by
+// what it read before; the next one of every flow looks at the mappings and pins
+// themselves, and leaves its time there. So it is called after a change that
+// must hold at once, and before a look at when a mapping was used last.
+func (d *Dataplane) newEpoch() error {
+	// The time is another number for every process that writes one.
+	if err := d.maps.Epoch.Put(uint32(0), uint64(preciseMonotonic())); err != nil {
+		return fmt.Errorf("begin a new epoch: %w", err)
+	}
+	return nil
+}
