@@ -116,9 +116,15 @@ func (c *collector) run(ctx context.Context, overrun <-chan struct{}) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	due := true // at the start
+	idle := dyingGrace + sweepEvery
 	var last time.Time
 	for {
-		if due && time.Since(last) >= reconcileRest || time.Since(last) >= reconcileIdle {
+		if due && time.Since(last) >= reconcileRest || time.Since(last) >= idle {
+			// The first comparison trusts flows that were busy just before, though
+			// nobody may have listened when they ended: another one follows soon.
+			if !last.IsZero() {
+				idle = reconcileIdle
+			}
 			due, last = false, time.Now()
 			if err := c.reconcile(ctx); err != nil {
 				return err

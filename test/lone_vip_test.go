@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"vippin/policy"
 	"vippin/test/lab"
@@ -86,11 +87,37 @@ func TestLoneVIP(t *testing.T) {
 		"addr add 198.51.100.2/24 dev wan0",
 		"addr add 2001:db8:100::2/64 dev wan0 nodad",
 		"route replace default via 198.51.100.10 dev wan0")
-	s.start(s.RA, onWAN)
+	daemon := s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
 	// IPv6 looks for a source that is like the destination, not the next hop.
 	s.eachFamily((*scene).lone, lab.ServerWAN)
 	s.run("ESP", func(s *scene) { s.eachFamily((*scene).loneTunnel, lab.ServerWAN) })
+	s.run("daemon restarted", func(s *scene) { s.loneOverRestart(daemon) })
+}
+
+// loneOverRestart: a mapping that has been silent, with a daemon that knows
+// nothing of it, stays while conntrack knows its flow, and goes when it does not.
+func (s *scene) loneOverRestart(daemon *lab.Proc) {
+	tunnel := s.tunnel(gre, s.Hosts[0], lab.HostEnds(0).V4, s.farEnd(gre, lab.ServerWAN.V4), lab.ServerWAN.V4)
+	tunnel.goesOn(vip.V4)
+	shown := func() bool {
+		return slices.ContainsFunc(s.flows(s.RA), func(f policy.FlowStatus) bool { return f.Proto == "gre" })
+	}
+	time.Sleep(2500 * time.Millisecond)
+	s.must(daemon.Restart())
+	s.must(s.AwaitVippin(s.ctx, s.RA))
+	time.Sleep(1500 * time.Millisecond)
+	if !shown() {
+		s.t.Error("the mapping went while its flow lived")
+	}
+	tunnel.goesOn(vip.V4)
+	s.must(daemon.Stop())
+	s.forgetProto("gre", vip.V4)
+	s.must(daemon.Restart())
+	s.must(s.AwaitVippin(s.ctx, s.RA))
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	s.must(lab.Await(ctx, "the mapping to go", func() (bool, error) { return !shown(), nil }))
 }
 
 // lone checks TCP, UDP and pings of which masquerade makes the VIP's.
