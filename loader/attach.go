@@ -16,6 +16,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vippin/policy"
 )
 
 // The tiers of attachment, as Tier returns them.
@@ -244,6 +246,25 @@ func (d *Dataplane) Attached(ifindex int) (bool, error) {
 	}
 	defer unlock()
 	return d.attached(ifindex)
+}
+
+// Strays lists the interfaces that are in the maps and not in a plan: living
+// mappings kept them when they left it. Applying the plan again drops those that
+// are gone, or have no mappings any more.
+func (d *Dataplane) Strays(plan policy.Plan) ([]int, error) {
+	interfaces, err := readMap[uint32, ifaceValue](d.maps.Ifaces)
+	if err != nil {
+		return nil, err
+	}
+	for _, face := range plan.Interfaces {
+		delete(interfaces, uint32(face.Index))
+	}
+	var strays []int
+	for ifindex := range interfaces {
+		strays = append(strays, int(ifindex))
+	}
+	slices.Sort(strays)
+	return strays, nil
 }
 
 // attached is Attached for whoever holds the lock.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"vippin/policy"
 	"vippin/test/lab"
 	"vippin/test/traffic"
@@ -231,6 +233,36 @@ func TestRenamed(t *testing.T) {
 	if pin := m.pin(m.RA, 2); pin.Interface != "wanx0" || pin.Flows < 5 {
 		t.Errorf("the pin is on %s with %d flows, want wanx0 with the living ones", pin.Interface, pin.Flows)
 	}
+}
+
+// A renamed interface stays in the maps for its living mappings. When it is
+// deleted under its new name, no plan changes.
+func TestRenamedThenDeleted(t *testing.T) {
+	t.Parallel()
+	m := setMoving(t, "renamedel", lab.Options{Hosts: 1, SingleRouter: true})
+	m.begin(onWAN)
+	m.unwarned()
+	flows := m.live(4000)
+	m.ip(m.RA.Node, "link set wan0 name wanx0")
+	m.warned("pin 2", "interface wan0 does not exist")
+	flows.goesOn(m.scene)
+	m.ip(m.RA.Node, "link del wanx0")
+	m.follow("wan0")
+	m.cable("wan0", wanMAC, 0)
+	m.configure("wan0")
+	m.follow("wan0")
+	m.sees(m.Hosts[0], lab.ServerWAN, vip)
+
+	// And when its last mapping has ended, the programs go.
+	flows.flows.Stop()
+	flows.ping.Stop(nil)
+	flow := m.flow(m.Hosts[0], "udp", netip.AddrPort{}, lab.Port(lab.ServerWAN.V4, serverPort))
+	m.ip(m.RA.Node, "link set wan0 name wanx0")
+	m.warned("pin 2", "interface wan0 does not exist")
+	flow.Stop()
+	m.must(m.RA.Netlink().ConntrackTableFlush(netlink.ConntrackTable))
+	m.awaitFlows(m.RA, 2, 0)
+	m.follow("wan0")
 }
 
 // A pin that its VLAN finds needs no name: it follows by itself.

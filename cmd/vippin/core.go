@@ -136,7 +136,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.again()
 		case <-retire.C:
 			d.dropRetired()
-			d.lookForPrograms()
+			d.lookAround()
 		case <-marks.C:
 			d.lookForMarks()
 		}

@@ -176,16 +176,28 @@ func (d *daemon) lacksPrograms(some func(ifindex int) bool) bool {
 	})
 }
 
-// lookForPrograms notices that somebody has taken the programs off an interface
-// (whoever replaces its queue discipline takes clsact filters with it): no event
-// tells of that.
-func (d *daemon) lookForPrograms() {
+// hasStrays tells whether one of some interfaces is not in the plan any more but
+// still in the maps, for its living mappings.
+func (d *daemon) hasStrays(some func(ifindex int) bool) bool {
+	strays, err := d.plane.Strays(d.state.plan)
+	return err != nil || slices.ContainsFunc(strays, some)
+}
+
+// lookAround notices, now and then, what no event tells of: somebody has taken
+// the programs off an interface (whoever replaces its queue discipline takes
+// clsact filters with it), or the last mapping has gone from an interface that
+// had left the plan.
+func (d *daemon) lookAround() {
 	every := func(int) bool { return true }
-	if d.state.retry || !d.lacksPrograms(every) {
+	if d.state.retry {
 		return
 	}
-	d.log.Warn("programs were taken off an interface, they are put on again; look for what changes its queue disciplines or BPF programs")
-	d.follow(d.nextPlan())
+	if d.lacksPrograms(every) {
+		d.log.Warn("programs were taken off an interface, they are put on again; look for what changes its queue disciplines or BPF programs")
+		d.follow(d.nextPlan())
+	} else if d.hasStrays(every) {
+		d.follow(d.nextPlan())
+	}
 }
 
 // again looks and applies once more, after either has failed.
@@ -228,8 +240,8 @@ func (d *daemon) nextPlan() policy.Plan {
 // replan makes the plan anew and puts it into force when it differs, or when
 // the kernel has lost what it says.
 func (d *daemon) replan() {
-	plan := d.nextPlan()
-	if reflect.DeepEqual(plan, d.state.plan) && !d.lacksPrograms(d.state.follow.changed) {
+	plan, changed := d.nextPlan(), d.state.follow.changed
+	if reflect.DeepEqual(plan, d.state.plan) && !d.lacksPrograms(changed) && !d.hasStrays(changed) {
 		d.state.follow.done()
 		return
 	}
