@@ -44,6 +44,7 @@ var families = []family{
 //	server trunk.2 -/     802.1Q          \-- eth0.2  (outside, unique .3, VIP .2)
 type lab struct {
 	host, router, server *namespace
+	noBTF                bool   // hide BTF from the program
 	vippin               string // the program
 	config               string // its file
 	env                  []string
@@ -101,6 +102,15 @@ func (l *lab) start(t *testing.T, config string) {
 		t.Fatal("VIPPIN_BIN is not set: it names the vippin program to test")
 	}
 	dir := t.TempDir()
+	if l.noBTF {
+		script := `#!/bin/sh
+exec unshare --mount sh -c 'mount -t tmpfs none /sys/kernel/btf && exec "$@"' no-btf "` + l.vippin + `" "$@"
+`
+		l.vippin = filepath.Join(dir, "vippin-no-btf")
+		if err := os.WriteFile(l.vippin, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	l.config = filepath.Join(dir, "vippin.yaml")
 	l.env = append(os.Environ(), "VIPPIN_RUN_DIR="+filepath.Join(dir, "run"))
 	config += fmt.Sprintf("\nnode: smoke\nrun_dir: %s/run\nstate_dir: %s/state\nmetrics: {listen: \"127.0.0.1:9407\"}\n", dir, dir)

@@ -7,13 +7,29 @@ package smoke
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 )
 
 // TestVLAN: a pin that names only a tag finds the 802.1Q interface, is switched
 // on and off, and the server sees it; living flows keep the source they have.
 func TestVLAN(t *testing.T) {
+	newLab(t).tryVLAN(t)
+}
+
+// TestVLANWithoutBTF: the same by the programs that nf_tables tells what
+// conntrack knows.
+func TestVLANWithoutBTF(t *testing.T) {
 	l := newLab(t)
+	l.noBTF = true
+	l.tryVLAN(t)
+	said, _ := l.call("status", "-j") // it may warn, too
+	if !strings.Contains(said, `+marks"`) {
+		t.Errorf("status names no tier with marks: %s", said)
+	}
+}
+
+func (l *lab) tryVLAN(t *testing.T) {
 	l.serveSources(t)
 	l.start(t, `pins: [{vlan: 2, vips: [198.51.100.2, "2001:db8:2::2"], enabled: false}]`)
 	row := l.awaitPin(t, "MASTER", func(p pinRow) bool { return p.Role == "MASTER" })
