@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf/link"
@@ -115,6 +116,17 @@ func TestRenamedKeepsItsMappings(t *testing.T) {
 		if faces := mustPlanned(t, d).Interfaces; len(faces) != 1 || faces[0].Index != ifindex || faces[0].Slot != 1 {
 			t.Errorf("interfaces %+v, want the renamed one in slot 1", faces)
 		}
+		wantStrays := func(when string, plan policy.Plan, want ...int) {
+			t.Helper()
+			if strays, err := d.Strays(plan); err != nil || !slices.Equal(strays, want) {
+				t.Errorf("%s: strays %v (%v), want %v", when, strays, err, want)
+			}
+		}
+		wantStrays("in the plan", plan)
+		wantStrays("kept by its mapping", absent(plan), ifindex)
+		deleteLink(t, "ext0")
+		mustApply(t, d, absent(plan))
+		wantStrays("deleted", absent(plan))
 	})
 }
 
