@@ -25,7 +25,8 @@ func linkTo(target string) *fstest.MapFile {
 // mounts is a mount table with a BPF file system of a device.
 func mounts(bpf string) string {
 	return "22 1 259:1 / / rw - ext4 /dev/root rw\n23 22 0:20 / /sys rw - sysfs sysfs rw\n" +
-		"40 23 0:30 / /sys/fs/bpf rw - bpf bpf rw\n43 23 " + bpf + " / /sys/fs/bpf rw - bpf bpf rw\n"
+		"39 23 0:29 / /sys/fs/bp rw - tmpfs none rw\n40 23 0:30 / /sys/fs/bpf rw - bpf bpf rw\n43 23 " + bpf + " / /sys/fs/bpf rw - bpf bpf rw\n" +
+		"44 23 0:31 / /sys/fs/bpf/vip rw - tmpfs none rw\n"
 }
 
 func aMachine() fstest.MapFS {
@@ -39,7 +40,7 @@ func aMachine() fstest.MapFS {
 		"sys/class/dmi/id/bios_vendor":                   file("American Megatrends\n"),
 		"sys/class/dmi/id/chassis_asset_tag":             file("7783-7084-3265-9085-8269-3286-77\n"),
 		"sys/kernel/btf/vmlinux":                         file("x"),
-		"proc/thread-self/net/netstat":                   file("TcpExt: SyncookiesSent IPReversePathFilter Z\nTcpExt: 5 17 9\nIpExt: IPReversePathFilter\nIpExt: 3\n"),
+		"proc/thread-self/net/netstat":                   file("IpExt: A B\nIpExt: 1 2\nTcpExt: SyncookiesSent IPReversePathFilter Z\nTcpExt: 5 17 9\nIpExt: IPReversePathFilter\nIpExt: 3\n"),
 		"proc/thread-self/net/ip_tables_names":           file("filter\nnat\n"),
 		"proc/thread-self/net/ip6_tables_names":          file("filter\n"),
 		"proc/thread-self/ns/net":                        linkTo("net:[4026531840]"),
@@ -158,23 +159,25 @@ func TestReadRuleset(t *testing.T) {
 		"anything":                {base(`ip saddr 192.168.0.0/16 masquerade`), []policy.NATRule{masq()}},
 		"incoming is no outgoing": {base(`iifname "lan0" masquerade`), []policy.NATRule{masq()}},
 		"set":                     {base(`oifname { "wan0", "wan1" } masquerade`), []policy.NATRule{masq(names(false, "wan0", "wan1"))}},
-		"not in set":              {base(`oifname != { "lan0" } masquerade`), []policy.NATRule{masq(names(true, "lan0"))}},
+		"not in set":              {base(`oifname != { "lan0", "lan1" } masquerade`), []policy.NATRule{masq(names(true, "lan0", "lan1"))}},
 		"named set":               {`table ip n { set out { type ifname; elements = { "wan7" }; }; chain post { type nat hook postrouting priority srcnat; oifname @out masquerade; }; }`, []policy.NATRule{masq(names(false, "wan7"))}},
 		"empty set":               {`table ip n { set out { type ifname; }; chain post { type nat hook postrouting priority srcnat; oifname @out masquerade; }; }`, []policy.NATRule{masq(policy.OutMatch{})}},
 		"wildcards in set":        {`table ip n { set out { type ifname; flags interval; elements = { "wan*" }; }; chain post { type nat hook postrouting priority srcnat; oifname @out masquerade; }; }`, []policy.NATRule{masq()}},
 		"concatenation":           {base(`oifname . ip saddr { "wan0" . 192.168.0.1 } masquerade`), []policy.NATRule{masq(names(false, "wan0"))}},
 		"its second part":         {base(`ip saddr . oifname { 192.168.0.1 . "wan0" } masquerade`), []policy.NATRule{masq()}},
 		"jump":                    {`table ip n { chain vyos { ip saddr 10.0.0.0/8 masquerade; }; chain post { type nat hook postrouting priority srcnat; oifname "wan0" jump vyos; }; }`, []policy.NATRule{masq(names(false, "wan0"))}},
-		"verdict map":             {`table ip n { chain a { masquerade; }; chain b { snat to 198.51.100.2; }; chain post { type nat hook postrouting priority srcnat; oifname vmap { "wan0" : jump a, "wan1" : goto b }; }; }`, []policy.NATRule{fixed(true, "198.51.100.2", "198.51.100.2", names(false, "wan1")), masq(names(false, "wan0"))}},
-		"loop of nothing":         {`table ip n { chain post { type nat hook postrouting priority srcnat; oifname "wan0" accept; }; }`, nil},
-		"snat":                    {base(`oifname "wan0" snat to 198.51.100.2`), []policy.NATRule{fixed(true, "198.51.100.2", "198.51.100.2", names(false, "wan0"))}},
-		"snat range":              {base(`oifname "wan0" snat to 198.51.100.2-198.51.100.9`), []policy.NATRule{fixed(true, "198.51.100.2", "198.51.100.9", names(false, "wan0"))}},
-		"inet, both":              {`table inet n { chain post ` + post + `; }; add rule inet n post oifname "wan0" masquerade`, []policy.NATRule{{IPv4: true, IPv6: true, Masquerade: true, Out: []policy.OutMatch{names(false, "wan0")}}}},
-		"inet, one":               {`table inet n { chain post ` + post + `; }; add rule inet n post ip saddr 192.168.0.0/16 masquerade`, []policy.NATRule{masq()}},
-		"inet, not one":           {`table inet n { chain post ` + post + `; }; add rule inet n post meta nfproto != ipv4 masquerade`, []policy.NATRule{{IPv6: true, Masquerade: true}}},
-		"ip6 snat":                {`table ip6 n { chain post ` + post + `; }; add rule ip6 n post snat to 2001:db8::2`, []policy.NATRule{fixed(false, "2001:db8::2", "2001:db8::2")}},
-		"not source NAT":          {`table ip n { chain pre { type nat hook prerouting priority dstnat; dnat to 192.168.0.1; }; chain f { type filter hook forward priority 0; accept; }; }`, nil},
-		"unreachable chain":       {`table ip n { chain lonely { masquerade; }; chain post ` + post + `; }`, nil},
+		"two rules behind three conditions": {`table ip n { chain c { oifname "w0" masquerade; oifname "w1" masquerade; }; chain post { type nat hook postrouting priority srcnat; oifname != "a" oifname != "b" oifname != "c" jump c; }; }`,
+			[]policy.NATRule{masq(names(true, "a"), names(true, "b"), names(true, "c"), names(false, "w0")), masq(names(true, "a"), names(true, "b"), names(true, "c"), names(false, "w1"))}},
+		"verdict map":       {`table ip n { chain a { masquerade; }; chain b { snat to 198.51.100.2; }; chain post { type nat hook postrouting priority srcnat; oifname vmap { "wan0" : jump a, "wan1" : goto b }; }; }`, []policy.NATRule{fixed(true, "198.51.100.2", "198.51.100.2", names(false, "wan1")), masq(names(false, "wan0"))}},
+		"loop of nothing":   {`table ip n { chain post { type nat hook postrouting priority srcnat; oifname "wan0" accept; }; }`, nil},
+		"snat":              {base(`oifname "wan0" snat to 198.51.100.2`), []policy.NATRule{fixed(true, "198.51.100.2", "198.51.100.2", names(false, "wan0"))}},
+		"snat range":        {base(`oifname "wan0" snat to 198.51.100.2-198.51.100.9`), []policy.NATRule{fixed(true, "198.51.100.2", "198.51.100.9", names(false, "wan0"))}},
+		"inet, both":        {`table inet n { chain post ` + post + `; }; add rule inet n post oifname "wan0" masquerade`, []policy.NATRule{{IPv4: true, IPv6: true, Masquerade: true, Out: []policy.OutMatch{names(false, "wan0")}}}},
+		"inet, one":         {`table inet n { chain post ` + post + `; }; add rule inet n post ip saddr 192.168.0.0/16 masquerade`, []policy.NATRule{masq()}},
+		"inet, not one":     {`table inet n { chain post ` + post + `; }; add rule inet n post meta nfproto != ipv4 masquerade`, []policy.NATRule{{IPv6: true, Masquerade: true}}},
+		"ip6 snat":          {`table ip6 n { chain post ` + post + `; }; add rule ip6 n post snat to 2001:db8::2`, []policy.NATRule{fixed(false, "2001:db8::2", "2001:db8::2")}},
+		"not source NAT":    {`table ip n { chain pre { type nat hook prerouting priority dstnat; dnat to 192.168.0.1; }; chain f { type filter hook forward priority 0; accept; }; }`, nil},
+		"unreachable chain": {`table ip n { chain lonely { masquerade; }; chain post ` + post + `; }`, nil},
 	} {
 		got := rulesOf(t, c.script)
 		slices.SortFunc(got, func(a, b policy.NATRule) int {

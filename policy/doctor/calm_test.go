@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,27 @@ func TestNoFalseAlarm(t *testing.T) {
 		"SNAT to the VIP elsewhere": {master, func(f *Facts) {
 			vip := f.Plan.Pins[0].VIP4
 			f.Machine.NAT.Rules = append(f.Machine.NAT.Rules, policy.NATRule{IPv4: true, From: vip, To: vip, Out: []policy.OutMatch{{Names: []string{"eth9"}}}})
+		}},
+		"SNAT to addresses below the VIP": {master, func(f *Facts) {
+			f.Machine.NAT.Rules = append(f.Machine.NAT.Rules, policy.NATRule{IPv4: true,
+				From: netip.MustParseAddr("198.51.100.0"), To: netip.MustParseAddr("198.51.100.1")})
+		}},
+		"VLANs of another trunk receive": {master, func(f *Facts) {
+			f.Machine.Counters[vlan2Index], f.Machine.Counters[vlan20Index] = policy.LinkCounters{Out: 50}, policy.LinkCounters{Out: 50}
+			f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9.2", Kind: "vlan", Parent: 49, Up: true})
+			f.Machine.Counters[50] = policy.LinkCounters{In: 100}
+		}},
+		"a strict filter on a virtual MAC of IPv6": {master, func(f *Facts) {
+			f.addVMAC()
+			addrs := f.Observed.Links[3].Addrs
+			f.Observed.Links[3].Addrs = addrs[1:]
+			f.Observed.Links[1].Addrs = append(f.Observed.Links[1].Addrs, addrs[0])
+			f.replan()
+			f.sysctl("net/ipv4/conf/vrrp4.10/rp_filter", "1")
+		}},
+		"this router advertises something else there": {backup, func(f *Facts) {
+			f.Daemon.VRRP = append(f.Daemon.VRRP, policy.VRRPStatus{Interface: "eth0.2", VRID: 99, Family: "ipv4",
+				Routers: []policy.RouterStatus{{Priority: 100, Interval: 1000, Self: true}}})
 		}},
 		"a flow table in software": {master, func(f *Facts) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0"}}}

@@ -4,6 +4,8 @@ package doctor
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"vippin/policy"
@@ -31,6 +33,11 @@ func eaten(f *Facts) {
 	f.Pins[0].PacketsReturned = 0
 }
 
+// waiting picks the warnings about pins without an interface.
+func waiting(warnings []string) []string {
+	return slices.DeleteFunc(slices.Clone(warnings), func(text string) bool { return !strings.HasSuffix(text, waits) })
+}
+
 var hyperVFirmware = policy.Platform{Vendor: "Microsoft Corporation", Product: "Virtual Machine"}
 
 // mutations are one wrong fact each.
@@ -38,6 +45,8 @@ var mutations = []mutation{
 	{"config errors", master, func(f *Facts) { f.Config, f.ConfigErrors = nil, []string{"vippin.yaml:7: no VIP"} },
 		"config", Error, []string{"vippin.yaml:7: no VIP"}, []string{"vippin check"}},
 	{"not reloaded", master, func(f *Facts) { f.Pins = f.Pins[:1] },
+		"config", Warning, []string{"not what the daemon has in force"}, []string{"vippin reload"}},
+	{"another group", master, func(f *Facts) { f.Pins[0].Group = "Other" },
 		"config", Warning, []string{"not what the daemon has in force"}, []string{"vippin reload"}},
 	{"silent daemon", master, func(f *Facts) { f.Daemon, f.DaemonError = nil, "timeout" },
 		"daemon", Error, []string{"timeout"}, []string{"restart vippin"}},
@@ -94,6 +103,14 @@ var mutations = []mutation{
 		"rp_filter", Warning, []string{"5 packets", "eth0.20"}, []string{"net/ipv4/conf/eth0.20/rp_filter=2"}},
 	{"no masquerade", master, func(f *Facts) { f.Machine.NAT.Rules = nil },
 		"masquerade", Error, []string{"no rule masquerades IPv4", "eth0.20"}, []string{`oifname "eth0.20" masquerade`}},
+	{"masquerade of the other family", master, func(f *Facts) { f.Machine.NAT.Rules[0].IPv4 = false },
+		"masquerade", Error, []string{"no rule masquerades IPv4 to eth0.20"}, []string{`oifname "eth0.20" masquerade`}},
+	{"IPv4 not, IPv6 masqueraded", master, func(f *Facts) { f.Machine.NAT.Rules[0].IPv4 = false },
+		"masquerade", Error, []string{"no rule masquerades IPv4 to eth0.2 "}, nil},
+	{"only SNAT to another address", master, func(f *Facts) {
+		rule := &f.Machine.NAT.Rules[0]
+		rule.Masquerade, rule.From, rule.To = false, netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("198.51.100.9")
+	}, "masquerade", Error, []string{"no rule masquerades IPv4"}, nil},
 	{"masquerade elsewhere", master, func(f *Facts) { f.Machine.NAT.Rules[0].Out = []policy.OutMatch{{Names: []string{"eth0.2"}}} },
 		"masquerade", Error, []string{"eth0.20"}, []string{`oifname "eth0.20" masquerade`}},
 	{"masquerade everywhere but there", master, func(f *Facts) {
@@ -127,6 +144,8 @@ var mutations = []mutation{
 		f.loose(10)
 		f.Daemon.VRRP[2].VRID, f.Daemon.VRRP[2].Routers = 10, nil
 	}, "adverts", Error, []string{"VRID 10", "eth0.20", "VLAN 20 is missing from the trunk"}, []string{"let VLAN 20 pass"}},
+	{"the MASTER resigned, and nobody followed", backup, func(f *Facts) { f.Daemon.VRRP[2].Routers[0].Priority = 0 },
+		"adverts", Error, []string{"VRID 20", "eth0.20"}, nil},
 	{"no adverts", backup, func(f *Facts) { f.Daemon.VRRP = nil },
 		"adverts", Error, []string{"eth0.2 (VLAN 2)", "multicast"}, []string{"IGMP", "unicast_peer"}},
 	{"segment cut", backup, func(f *Facts) {
@@ -156,6 +175,10 @@ var mutations = []mutation{
 			"Set-VMNetworkAdapterVlan -VMName 'router-a' -Trunk -AllowedVlanIdList '2,20' -NativeVlanId 0"}},
 	{"nothing returns", master, func(f *Facts) { f.Pins[1].PacketsReturned = 0 },
 		"returns", Warning, []string{"1000 packets", "eth0.20"}, []string{"arping -U -c 3 -I eth0.20 203.0.113.2"}},
+	{"nothing returns, although the virtual MAC gets through", master, func(f *Facts) {
+		f.addVMAC()
+		f.Pins[0].PacketsReturned = 0
+	}, "returns", Warning, []string{"1000 packets", "eth0.2 "}, []string{"arping"}},
 	{"foreign", master, func(f *Facts) { f.Pins[0].PacketsForeign = 3 },
 		"foreign", Warning, []string{"3 packets", "eth0.2"}, []string{"conntrack -L"}},
 	{"stale role", backup, func(f *Facts) { f.Pins[0].UnpinnedBy["stale_role"] = 8 },
@@ -183,12 +206,24 @@ func TestMutationsSeenTwice(t *testing.T) {
 		mutation
 		others []string
 	}{
-		{mutation{"interface gone", master, func(f *Facts) { f.Observed.Links = f.Observed.Links[:2]; f.replan() },
+		{mutation{"interface gone", master, func(f *Facts) {
+			f.Observed.Links = f.Observed.Links[:2]
+			f.replan()
+			f.Daemon.Status.Warnings = waiting(f.Plan.Warnings)
+		},
 			"interfaces", Error, []string{"eth0.20 (VLAN 20) is absent", "pin 20"}, []string{"ip link add link eth0 name eth0.20 type vlan id 20"}}, nil},
 		{mutation{"they do not hear us", master, func(f *Facts) { peer(f, 100) },
 			"one_way", Error, []string{"198.51.100.4 goes on as MASTER with priority 100", "150", "do not arrive there"}, []string{"run this on 198.51.100.4"}}, []string{"masters"}},
 		{mutation{"keepalived does not get them", master, func(f *Facts) { peer(f, 200) },
 			"one_way", Error, []string{"priority 200 arrive", "does not get them"}, []string{"l4proto vrrp accept"}}, []string{"masters"}},
+		{mutation{"equal priorities, theirs is the greater address", master, func(f *Facts) { peer(f, 150) },
+			"one_way", Error, []string{"does not get them"}, nil}, []string{"masters"}},
+		{mutation{"interface gone, no daemon", master, func(f *Facts) {
+			f.Observed.Links = f.Observed.Links[:2]
+			f.replan()
+			f.Plan.Warnings = waiting(f.Plan.Warnings)
+			f.Daemon = nil
+		}, "interfaces", Error, []string{"eth0.20"}, nil}, []string{"daemon"}},
 		{mutation{"we do not hear them", master, func(f *Facts) {
 			conflict(f, "both masters: 198.51.100.2 is here, and 02:00:00:00:00:01 on eth0.2 claims the same; its adverts do not get through")
 		}, "one_way", Error, []string{"do not arrive here"}, []string{"tcpdump"}}, []string{"masters"}},

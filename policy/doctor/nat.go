@@ -79,7 +79,7 @@ func checkMasquerade(v *view) []Finding {
 		case legacy:
 			notes = append(notes, ok("no nf_tables rule masquerades %s to %s; there are rules of legacy iptables, which are not looked at (iptables-legacy -t nat -S)",
 				strings.Join(lacking, " and "), p.name()))
-		case len(lacking) == wanted:
+		case len(lacking) == wanted || lacking[0] == "IPv4":
 			found = append(found, fault(masquerade(p.link.Name), "no rule masquerades %s to %s: nothing is pinned there",
 				strings.Join(lacking, " or "), p.name()))
 		default: // routed IPv6 beside masqueraded IPv4 is usual

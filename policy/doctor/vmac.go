@@ -31,7 +31,7 @@ func checkVirtualMAC(v *view) []Finding {
 	for _, p := range v.present() {
 		for _, link := range p.vmacs {
 			names = append(names, link.Name)
-			if c, counted := v.Machine.Counters[link.Index]; counted && p.unanswered() && c.In <= c.InMulticast {
+			if p.unanswered() && v.eaten(link) {
 				found = append(found, fault(lines(append([]string{"# or let keepalived do without: take \"use_vmac\" out of the vrrp_instance on both routers"},
 					v.allSettings()...)...),
 					"%d packets left with the VIP on %s, none came back, and nothing addressed to the virtual MAC %s ever arrived at %s: "+
@@ -45,11 +45,18 @@ func checkVirtualMAC(v *view) []Finding {
 	return unless(found, "virtual MACs are in use on %s", strings.Join(distinct(names), ", "))
 }
 
-// checkReturns is the same without a virtual MAC.
+// eaten says that nothing addressed to a virtual MAC has arrived.
+func (v *view) eaten(link policy.Link) bool {
+	c, counted := v.Machine.Counters[link.Index]
+	return counted && c.In <= c.InMulticast
+}
+
+// checkReturns is the same without a virtual MAC, or where that one gets
+// through.
 func checkReturns(v *view) []Finding {
 	var found []Finding
 	for _, p := range v.present() {
-		if !p.unanswered() || len(p.vmacs) > 0 {
+		if !p.unanswered() || slices.ContainsFunc(p.vmacs, v.eaten) {
 			continue
 		}
 		var remedy []string
