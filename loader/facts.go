@@ -33,11 +33,11 @@ func Machine(opts MachineOptions) policy.Machine {
 	m := r.files(opts)
 	mounted, err := onBPFFS(m.BPFFS.Dir)
 	if err != nil {
-		m.Unread = append(m.Unread, err.Error())
+		m.Unread = append(m.Unread, fmt.Sprintf("the file system of %s: %v", m.BPFFS.Dir, errors.Unwrap(err)))
 	}
-	m.BPFFS.Mounted = mounted
+	m.BPFFS.Known, m.BPFFS.Mounted = err == nil, mounted
 	if m.Counters, err = linkCounters(); err != nil {
-		m.Unread = append(m.Unread, err.Error())
+		m.Unread = append(m.Unread, fmt.Sprintf("packets of links: %v", err))
 	}
 	rules, tables, err := readRuleset()
 	if err != nil {
@@ -194,7 +194,7 @@ func (r machineReader) deviceOf(table, dir string) string {
 func linkCounters() (map[int]policy.LinkCounters, error) {
 	links, err := undisturbed(netlink.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("count packets of links: %w", err)
+		return nil, fmt.Errorf("list links: %w", err)
 	}
 	counters := make(map[int]policy.LinkCounters, len(links))
 	for _, link := range links {

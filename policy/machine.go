@@ -70,6 +70,7 @@ type Flowtable struct {
 // ("0:39") says which file system is there; empty: not known.
 type BPFFS struct {
 	Dir     string
+	Known   bool   // this process may look
 	Mounted bool   // a BPF file system, as this process sees it
 	Ours    string // as this process sees it
 	Host    string // as process 1 sees it

@@ -24,7 +24,7 @@ func doctorMachine(opts loader.MachineOptions) policy.Machine {
 			"net/netfilter/nf_conntrack_max": "262144", "net/netfilter/nf_conntrack_count": "1000",
 		},
 		NAT:   policy.NAT{Known: true, Rules: []policy.NATRule{{Where: "table inet nat, chain postrouting, handle 3", IPv4: true, IPv6: true, Masquerade: true}}},
-		BPFFS: policy.BPFFS{Dir: opts.BPFFS, Mounted: true, Ours: "0:39", Host: "0:39"},
+		BPFFS: policy.BPFFS{Dir: opts.BPFFS, Known: true, Mounted: true, Ours: "0:39", Host: "0:39"},
 	}
 	if opts.DaemonPID != 0 {
 		m.BPFFS.Daemon = "0:39"

@@ -184,7 +184,7 @@ func TestTierIsNamed(t *testing.T) {
 		{"clsact", "6.1.0-28-amd64", true, []string{"dataplane clsact, on Linux 6.1.0-28-amd64", "from Linux 6.6"}, ""},
 		{"clsact+marks", "6.1.9-vyos", false, []string{"clsact+marks", "from Linux 6.6", "no BTF"}, "CONFIG_DEBUG_INFO_BTF"},
 		{"tcx+marks", "6.6.9-vyos", false, []string{"tcx+marks", "no BTF", "no fast path"}, "CONFIG_DEBUG_INFO_BTF"},
-		{"", "6.6.4", true, []string{"nothing is loaded, on Linux 6.6.4"}, ""},
+		{"", "6.6.4", true, []string{"no dataplane is seen, on Linux 6.6.4"}, ""},
 	} {
 		f := healthy(t, master)
 		f.Tier, f.Machine.Kernel, f.Machine.BTF = c.tier, c.kernel, c.btf

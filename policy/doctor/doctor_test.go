@@ -94,7 +94,7 @@ func machine() policy.Machine {
 			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv4/conf/all/rp_filter": "0",
 			"net/netfilter/nf_conntrack_max": "1000", "net/netfilter/nf_conntrack_count": "100", "net/netfilter/nf_conntrack_events": "1",
 		},
-		BPFFS:    policy.BPFFS{Dir: "/sys/fs/bpf/vippin", Mounted: true, Ours: "0:39", Host: "0:39", Daemon: "0:39"},
+		BPFFS:    policy.BPFFS{Dir: "/sys/fs/bpf/vippin", Known: true, Mounted: true, Ours: "0:39", Host: "0:39", Daemon: "0:39"},
 		Attached: map[int]bool{vlan2Index: true, vlan20Index: true},
 		Counters: map[int]policy.LinkCounters{vlan2Index: {In: 900, Out: 1000}, vlan20Index: {In: 900, Out: 1000}},
 		NAT: policy.NAT{Known: true, Rules: []policy.NATRule{{

@@ -69,6 +69,9 @@ func checkDaemon(v *view) []Finding {
 		return only(warning(start, "no daemon runs; what is loaded goes by this router's own adverts, and nothing removes the mappings "+
 			"of ended connections; roles, adverts and conflicts cannot be looked at"))
 	}
+	if len(v.Machine.Unread) > 0 {
+		return only(fault(start, "no daemon runs, and what is loaded cannot be seen"))
+	}
 	return only(fault(lines(start, "# it does not start?", "journalctl -u vippin -n 20"),
 		"no daemon runs and nothing is loaded: every connection keeps the router's own address"))
 }
@@ -119,7 +122,7 @@ func checkTier(v *view) []Finding {
 func (v *view) tier() Finding {
 	in := "dataplane " + v.Tier
 	if v.Tier == "" {
-		in = "nothing is loaded"
+		in = "no dataplane is seen"
 	}
 	text := fmt.Sprintf("%s, on Linux %s", in, v.Machine.Kernel)
 	var remedy []string
@@ -137,7 +140,7 @@ func (v *view) tier() Finding {
 
 func checkBPFFS(v *view) []Finding {
 	b := v.Machine.BPFFS
-	if b.Dir == "" {
+	if !b.Known {
 		return nil
 	}
 	differ := func(x, y string) bool { return x != "" && y != "" && x != y }
