@@ -29,12 +29,24 @@ func TestVMACEgress(t *testing.T) {
 	s.ip(s.RA.Node,
 		"route replace default via 198.51.100.10 dev "+macvlan,
 		"route replace default via 2001:db8:100::10 dev "+macvlan)
-	s.start(s.RA, onWAN)
+	daemon := s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
 	s.eachFamily((*scene).lone, lab.ServerFar)
 	s.run("ESP", func(s *scene) { s.eachFamily((*scene).loneTunnel, lab.ServerFar) })
 	s.run("fragments", func(s *scene) {
 		s.eachFamily(func(s *scene, to, vip, _ netip.Addr) { s.wantLarge(s.Hosts[0], netip.AddrPort{}, to, vip) }, lab.ServerFar)
+	})
+	s.run("unloaded", func(s *scene) { // nothing needs to be handed over
+		flows := traffic.Flows{
+			s.flow(s.Hosts[0], "tcp", netip.AddrPort{}, lab.Port(lab.ServerFar.V4, serverPort)),
+			s.flow(s.Hosts[0], "udp", netip.AddrPort{}, lab.Port(lab.ServerFar.V4, serverPort)),
+		}
+		s.allGoOn(flows, vip.V4)
+		s.must(daemon.Stop())
+		s.vippin(s.RA, "unload")
+		s.nothingLeft(s.RA)
+		s.allGoOn(flows, vip.V4)
+		flows.Stop()
 	})
 }
 
