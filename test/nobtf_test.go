@@ -4,11 +4,13 @@ package test
 
 import (
 	"bytes"
+	"context"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"vippin/policy"
 	"vippin/test/lab"
@@ -94,8 +96,10 @@ func TestFlushedRuleset(t *testing.T) {
 	all()
 
 	s.must(s.RA.NFT(s.ctx, flushedRules))
-	s.must(daemon.AwaitLog(s.ctx, "it is put back"))
-	s.must(lab.Await(s.ctx, "the table", func() (bool, error) { return s.marked(), nil }))
+	soon, cancel := context.WithTimeout(s.ctx, 5*time.Second) // half a second, but for the load of a machine that tests
+	defer cancel()
+	s.must(daemon.AwaitLog(soon, "it is put back"))
+	s.must(lab.Await(soon, "the table", func() (bool, error) { return s.marked(), nil }))
 	if warnings := strings.Join(s.status(s.RA).Warnings, "\n"); !strings.Contains(warnings, "table inet vippin was removed") {
 		t.Errorf("status warns of %q", warnings)
 	}

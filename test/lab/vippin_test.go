@@ -4,6 +4,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,6 +91,29 @@ func TestVippinRunsInTheRouter(t *testing.T) {
 	}
 	if err := p.Stop(); err != nil || !strings.Contains(p.Log(), "stopped") {
 		t.Errorf("stop: %v, log %q", err, p.Log())
+	}
+}
+
+// Where BTF is hidden the program sees none, and otherwise what everybody sees.
+func TestNoBTF(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "vippin")
+	script := "#!/bin/sh\nls /sys/kernel/btf | wc -l; stat -c %d /sys/fs/bpf; ip -br link show dev wan0 | cut -c1-4; shift 2; echo $$ \"$@\""
+	if err := os.WriteFile(bin, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l := ForTest(t, "nobtf", Options{Hosts: 1, SingleRouter: true, VippinBin: bin, NoBTF: true})
+	p, err := l.StartCommand(l.RA, "some", "two words")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	var bpffs unix.Stat_t
+	if err := unix.Stat(bpfRoot, &bpffs); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("0\n%d\nwan0\n%d some two words\n", bpffs.Dev, p.Pid())
+	if got := p.Log(); got != want {
+		t.Errorf("the program saw %q, want %q (%v)", got, want, p.Err())
 	}
 }
 
