@@ -23,6 +23,7 @@
 
 struct sk_buff {
 	unsigned long _nfct;
+	__u8 ip_summed : 2;
 };
 
 union nf_inet_addr {
@@ -68,6 +69,7 @@ enum nf_ct_ext_id {
 struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
 				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
 void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
+void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak; /* from Linux 6.2, and costs nothing */
 
 static __always_inline struct addr addr_from_conntrack(const union nf_inet_addr *a, bool ipv6)
 {
@@ -101,17 +103,26 @@ static __always_inline int masqueraded_on(struct nf_conn *entry)
 	return ifindex;
 }
 
+static __always_inline unsigned long read_nfct(struct __sk_buff *skb)
+{
+	unsigned long nfct = 0;
+
+	if (bpf_cast_to_kern_ctx)
+		return ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->_nfct;
+	/* The context of a tc program is the sk_buff itself. */
+	bpf_probe_read_kernel(&nfct, sizeof(nfct),
+			      (void *)skb + bpf_core_field_offset(struct sk_buff, _nfct));
+	return nfct;
+}
+
 /* False: the packet carries no conntrack entry (untracked, or none at all). */
 static __always_inline bool read_conntrack(struct __sk_buff *skb, const struct packet *pkt,
 					   struct conntrack *ct)
 {
-	unsigned long nfct = 0;
+	unsigned long nfct = read_nfct(skb);
 	union nf_inet_addr a = {};
 	struct nf_conn *entry;
 
-	/* The context of a tc program is the sk_buff itself. */
-	bpf_probe_read_kernel(&nfct, sizeof(nfct),
-			      (void *)skb + bpf_core_field_offset(struct sk_buff, _nfct));
 	entry = (struct nf_conn *)(nfct & ~CTINFO_MASK);
 	if (!entry)
 		return false;
@@ -127,6 +138,25 @@ static __always_inline bool read_conntrack(struct __sk_buff *skb, const struct p
 		return false;
 	ct->translated = addr_from_conntrack(&a, pkt->ipv6);
 	return true;
+}
+
+/* Does the packet go the way of its flow's first one? */
+static __always_inline bool is_original(struct __sk_buff *skb)
+{
+	unsigned long nfct = read_nfct(skb);
+
+	return nfct & ~CTINFO_MASK && (nfct & CTINFO_MASK) < CTINFO_IS_REPLY;
+}
+
+/* skb->ip_summed; -1: this kernel does not show it. */
+static __always_inline int checksum_state(struct __sk_buff *skb)
+{
+	struct sk_buff *kernel;
+
+	if (!bpf_cast_to_kern_ctx)
+		return -1;
+	kernel = bpf_cast_to_kern_ctx(skb);
+	return BPF_CORE_READ_BITFIELD(kernel, ip_summed);
 }
 
 static __always_inline void forget_conntrack(struct __sk_buff *skb)

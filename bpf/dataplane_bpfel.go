@@ -174,10 +174,13 @@ type DataplaneGroup struct {
 }
 
 type DataplaneIface struct {
-	_     structs.HostLayout
-	Slot  uint32
-	HasL2 uint8
-	Pad   [3]uint8
+	_       structs.HostLayout
+	Slot    uint32
+	Pin     uint32
+	HasL2   uint8
+	Known   uint8
+	Resting uint8
+	Pad     uint8
 }
 
 type DataplaneLocalEnd struct {
@@ -424,6 +427,7 @@ const (
 	DataplaneMapGroups         = "groups"
 	DataplaneMapHeartbeat      = "heartbeat"
 	DataplaneMapIfaces         = "ifaces"
+	DataplaneMapNearIfaces     = "near_ifaces"
 	DataplaneMapOwnAdverts     = "own_adverts"
 	DataplaneMapPackets        = "packets"
 	DataplaneMapPinCounters    = "pin_counters"
@@ -505,6 +509,7 @@ type DataplaneMapSpecs struct {
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
+	NearIfaces   *ebpf.MapSpec `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.MapSpec `ebpf:"own_adverts"`
 	Packets      *ebpf.MapSpec `ebpf:"packets"`
 	PinCounters  *ebpf.MapSpec `ebpf:"pin_counters"`
@@ -560,6 +565,7 @@ type DataplaneMaps struct {
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
+	NearIfaces   *ebpf.Map `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
 	Packets      *ebpf.Map `ebpf:"packets"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
@@ -590,6 +596,7 @@ func (m *DataplaneMaps) Close() error {
 		m.Groups,
 		m.Heartbeat,
 		m.Ifaces,
+		m.NearIfaces,
 		m.OwnAdverts,
 		m.Packets,
 		m.PinCounters,

@@ -12,6 +12,7 @@
 #define MAX_PINS 4096
 #define MAX_GROUPS 4096
 #define MAX_IFACES 4096
+#define NEAR_IFACES 4096
 
 /* Written by user space. */
 
@@ -22,6 +23,15 @@ struct {
 	__type(value, struct iface);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ifaces SEC(".maps");
+
+/* An array is an eighth of a hash's time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_IFACES);
+	__type(key, __u32); /* ifindex */
+	__type(value, struct iface);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} near_ifaces SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -49,6 +49,16 @@ static __always_inline bool read_conntrack(struct __sk_buff *skb, const struct p
 	return true;
 }
 
+static __always_inline bool is_original(struct __sk_buff *skb)
+{
+	return skb->mark & MARK_VALID;
+}
+
+static __always_inline int checksum_state(struct __sk_buff *skb)
+{
+	return -1;
+}
+
 static __always_inline void forget_conntrack(struct __sk_buff *skb)
 {
 	if (skb->mark & MARK_VALID)

@@ -28,6 +28,7 @@ const (
 	MarksMapGroups         = "groups"
 	MarksMapHeartbeat      = "heartbeat"
 	MarksMapIfaces         = "ifaces"
+	MarksMapNearIfaces     = "near_ifaces"
 	MarksMapOwnAdverts     = "own_adverts"
 	MarksMapPackets        = "packets"
 	MarksMapPinCounters    = "pin_counters"
@@ -109,6 +110,7 @@ type MarksMapSpecs struct {
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
+	NearIfaces   *ebpf.MapSpec `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.MapSpec `ebpf:"own_adverts"`
 	Packets      *ebpf.MapSpec `ebpf:"packets"`
 	PinCounters  *ebpf.MapSpec `ebpf:"pin_counters"`
@@ -164,6 +166,7 @@ type MarksMaps struct {
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
+	NearIfaces   *ebpf.Map `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
 	Packets      *ebpf.Map `ebpf:"packets"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
@@ -194,6 +197,7 @@ func (m *MarksMaps) Close() error {
 		m.Groups,
 		m.Heartbeat,
 		m.Ifaces,
+		m.NearIfaces,
 		m.OwnAdverts,
 		m.Packets,
 		m.PinCounters,

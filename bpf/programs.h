@@ -10,6 +10,7 @@
 #include "claims.h"
 #include "maps.h"
 #include "parse.h"
+#include "rest.h"
 #include "shortcut.h"
 #include "srcpin.h"
 #include "vrrp.h"
@@ -41,15 +42,15 @@ static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, 
 	parsed = parse_ip(skb, iface->has_l2, pkt);
 	if (parsed == PARSED && maybe_vrrp(pkt)) {
 		observe_advert(skb, pkt, iface, out);
-		return TC_ACT_UNSPEC;
+		return finish(skb, out, untouched());
 	}
 	/* A tagged frame is dealt with on its VLAN's own interface. */
 	if (!iface->slot || pkt->vlan_outer)
-		return TC_ACT_UNSPEC;
+		return finish(skb, out, untouched());
 	if (!out && iface->has_l2)
 		observe_claim(skb, pkt, parsed, iface->slot);
-	if (parsed != PARSED)
-		return TC_ACT_UNSPEC;
+	if (parsed != PARSED || iface->resting)
+		return finish(skb, out, untouched());
 	v = out ? pin_egress(skb, pkt, iface->slot) : pin_ingress(skb, pkt, iface->slot);
 	if (pkt->fragment == FIRST_FRAGMENT)
 		v = note_fragment(skb, pkt, iface->slot, out, v);
@@ -58,15 +59,24 @@ static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, 
 	return finish(skb, out, v);
 }
 
+static __always_inline struct iface *find_iface(__u32 ifindex)
+{
+	struct iface *near = bpf_map_lookup_elem(&near_ifaces, &ifindex);
+
+	return near && near->known ? near : bpf_map_lookup_elem(&ifaces, &ifindex);
+}
+
 static __always_inline int handle(struct __sk_buff *skb, bool out)
 {
 	__u32 ifindex = skb->ifindex;
-	struct iface *iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	struct iface *iface = find_iface(ifindex);
 	__u64 digest;
 	verdict v;
 
 	if (!iface)
 		return TC_ACT_UNSPEC;
+	if (pass_resting(skb, iface, out, &v))
+		return finish(skb, out, v);
 	v = take_shortcut(skb, iface, out, &digest);
 	if (verdict_counter(v) < PIN_COUNTERS)
 		return finish(skb, out, v);

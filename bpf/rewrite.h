@@ -95,6 +95,15 @@ static __always_inline __u32 fold64(__u64 sum)
 	return (sum & 0xffffffff) + (sum >> 32);
 }
 
+static __always_inline __u32 addr_diff(const struct addr *from, const struct addr *to)
+{
+	__u64 sum = 0;
+
+	for (int i = 0; i < 4; i++)
+		sum += (__u64)(__u32)~from->word[i] + to->word[i];
+	return fold64(sum);
+}
+
 /* Checksum and addresses are neighbours in the header: one store for all. The
  * checksum cancels the address in skb->csum.
  */
@@ -129,17 +138,16 @@ static __always_inline int replace_ipv6(struct __sk_buff *skb, __u32 l3_off, __u
 					enum end end, const struct addr *from, const struct addr *to)
 {
 	__u32 off = addr_offset(l3_off, true, end);
-	__u64 sum = 0;
+	__u32 diff;
 	int err;
 
 	if (!l4_check)
 		return bpf_skb_store_bytes(skb, off, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
-	for (int i = 0; i < 4; i++)
-		sum += (__u64)(__u32)~from->word[i] + to->word[i];
-	err = bpf_l4_csum_replace(skb, l4_check, 0, fold64(sum), l4_flags | F_IPV6);
+	diff = addr_diff(from, to);
+	err = bpf_l4_csum_replace(skb, l4_check, 0, diff, l4_flags | F_IPV6);
 	if (!err)
 		return bpf_skb_store_bytes(skb, off, to, sizeof(*to), 0);
-	if (err != -EINVAL || bpf_l4_csum_replace(skb, l4_check, 0, fold64(sum), l4_flags))
+	if (err != -EINVAL || bpf_l4_csum_replace(skb, l4_check, 0, diff, l4_flags))
 		return -1;
 	return bpf_skb_store_bytes(skb, off, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
 }
@@ -202,7 +210,7 @@ static __always_inline int rewrite_quoted(struct __sk_buff *skb, const struct pa
 	__u32 covered = word_diff(old_port, port, 0), address;
 	__be16 check, new;
 
-	address = bpf_csum_diff((__be32 *)old, sizeof(*old), (__be32 *)addr, sizeof(*addr), 0);
+	address = addr_diff(old, addr);
 	*diff = covered;
 	if (quoted->ipv6) {
 		*diff = word_diff(old_port, port, address);

@@ -20,6 +20,8 @@
 
 #define PIN_BITS 16
 #define PIN_MASK ((1ULL << PIN_BITS) - 1)
+#define CHECKSUM_COMPLETE 2 /* include/linux/skbuff.h */
+#define CHECKSUM_PARTIAL 3
 #define EPOCH_TICKS 8 /* as a power of two */
 
 const volatile __u64 secret; /* loader: at random */
@@ -29,14 +31,10 @@ struct brief {
 	__u64 digest;
 	__u64 epoch;
 	__u32 l3_off;
-	__u32 l4_off;
 	bool ipv6;
 	bool udp;
-	__be16 ip_check;
-	__be32 ports;
-	__be32 src4;
-	__be32 dst4;
-	__be32 ours6[4];
+	void *l3; /* direct access to the packet: good until a helper changes it */
+	__be16 *check;
 };
 
 static __always_inline __u64 mix(__u64 h, __u64 word)
@@ -53,19 +51,21 @@ static __always_inline __u64 read_epoch(void)
 	return now ? *now : 0;
 }
 
-/* Is the transport header whole, in the part of the packet that is at hand, and
- * has it a checksum?
+/* Mixes the ports in. False: the transport header is not whole in the part of the
+ * packet that is at hand, or has no checksum.
  */
 static __always_inline bool brief_transport(void *l4, void *end, __u8 proto, struct brief *b)
 {
 	struct udphdr *udp = l4;
+	struct tcphdr *tcp = l4;
 
 	b->udp = proto == IPPROTO_UDP;
 	if (!b->udp && proto != IPPROTO_TCP)
 		return false;
-	if (b->udp ? l4 + sizeof(struct udphdr) > end : l4 + sizeof(struct tcphdr) > end)
+	if (b->udp ? (void *)(udp + 1) > end : (void *)(tcp + 1) > end)
 		return false;
-	b->ports = *(__be32 *)l4;
+	b->check = (__be16 *)(b->udp ? &udp->check : &tcp->check);
+	b->digest = mix(b->digest, (__u64) * (__be32 *)l4 << 32 | b->udp);
 	return !b->udp || udp->check;
 }
 
@@ -75,43 +75,32 @@ static __always_inline bool brief_of(struct __sk_buff *skb, const struct iface *
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *ip6;
 	struct iphdr *ip;
-	__u64 h;
 
 	/* What the router makes itself needs a look at conntrack. */
 	if (skb->vlan_present || (out && !skb->ingress_ifindex))
 		return false;
 	b->epoch = read_epoch();
-	h = secret + b->epoch + (bpf_jiffies64() >> EPOCH_TICKS);
+	b->digest = mix(secret, b->epoch + (bpf_jiffies64() >> EPOCH_TICKS));
+	b->digest = mix(b->digest, (__u64)iface->slot << 1 | out);
 	b->l3_off = iface->has_l2 ? ETH_HLEN : 0;
-	ip = data + b->l3_off;
-	ip6 = data + b->l3_off;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if ((void *)(ip + 1) > end || *(__u8 *)ip != 0x45 ||
-		    ip->frag_off & bpf_htons(IP_MORE | IP_OFFSET) ||
-		    !brief_transport(ip + 1, end, ip->protocol, b))
+	b->l3 = data + b->l3_off;
+	ip = b->l3;
+	ip6 = b->l3;
+	b->ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+	if (b->ipv6) {
+		if ((void *)(ip6 + 1) > end)
 			return false;
-		b->ipv6 = false;
-		b->l4_off = b->l3_off + sizeof(*ip);
-		b->ip_check = ip->check;
-		b->src4 = ip->saddr;
-		b->dst4 = ip->daddr;
-		h = mix(h, (__u64)ip->saddr << 32 | ip->daddr);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if ((void *)(ip6 + 1) > end || !brief_transport(ip6 + 1, end, ip6->nexthdr, b))
-			return false;
-		b->ipv6 = true;
-		b->l4_off = b->l3_off + sizeof(*ip6);
-		__builtin_memcpy(b->ours6, out ? &ip6->saddr : &ip6->daddr, sizeof(b->ours6));
-		h = mix(h, *(__u64 *)&ip6->saddr.in6_u.u6_addr32[0]);
-		h = mix(h, *(__u64 *)&ip6->saddr.in6_u.u6_addr32[2]);
-		h = mix(h, *(__u64 *)&ip6->daddr.in6_u.u6_addr32[0]);
-		h = mix(h, *(__u64 *)&ip6->daddr.in6_u.u6_addr32[2]);
-	} else {
-		return false;
+		b->digest = mix(b->digest, *(__u64 *)&ip6->saddr.in6_u.u6_addr32[0]);
+		b->digest = mix(b->digest, *(__u64 *)&ip6->saddr.in6_u.u6_addr32[2]);
+		b->digest = mix(b->digest, *(__u64 *)&ip6->daddr.in6_u.u6_addr32[0]);
+		b->digest = mix(b->digest, *(__u64 *)&ip6->daddr.in6_u.u6_addr32[2]);
+		return brief_transport(ip6 + 1, end, ip6->nexthdr, b);
 	}
-	h = mix(h, (__u64)b->ports << 32 | iface->slot << 3 | b->ipv6 << 2 | b->udp << 1 | out);
-	b->digest = mix(h, 0);
-	return true;
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (void *)(ip + 1) > end || *(__u8 *)ip != 0x45 ||
+	    ip->frag_off & bpf_htons(IP_MORE | IP_OFFSET))
+		return false;
+	b->digest = mix(b->digest, (__u64)ip->saddr << 32 | ip->daddr);
+	return brief_transport(ip + 1, end, ip->protocol, b);
 }
 
 static __always_inline struct shortcut *shortcut_at(__u64 digest)
@@ -121,17 +110,55 @@ static __always_inline struct shortcut *shortcut_at(__u64 digest)
 	return bpf_map_lookup_elem(&shortcuts, &index);
 }
 
+/* The transport checksum after a change of addresses: of what is to be sent
+ * partly summed (CHECKSUM_PARTIAL) it is the sum of the pseudo-header.
+ */
+static __always_inline __be16 brief_checksum(__be16 check, __u32 diff, int state, bool udp)
+{
+	if (state == CHECKSUM_PARTIAL)
+		return ~checksum_plus(~check, diff);
+	check = checksum_plus(check, diff);
+	return check || !udp ? check : 0xffff;
+}
+
+/* Without a helper: a call of one costs as much as all of this. */
+static __always_inline void write_brief(const struct brief *b, bool out, const struct addr *to, int state)
+{
+	struct ipv6hdr *ip6 = b->l3;
+	struct iphdr *ip = b->l3;
+	__be32 *ours;
+	__u32 diff;
+
+	if (b->ipv6) {
+		ours = out ? ip6->saddr.in6_u.u6_addr32 : ip6->daddr.in6_u.u6_addr32;
+		diff = addr_diff((const struct addr *)ours, to);
+		for (int i = 0; i < 4; i++)
+			ours[i] = to->word[i];
+	} else {
+		ours = out ? &ip->saddr : &ip->daddr;
+		diff = fold64((__u64)(__u32) ~*ours + to->word[3]);
+		*ours = to->word[3];
+		ip->check = checksum_plus(ip->check, diff);
+	}
+	*b->check = brief_checksum(*b->check, diff, state, b->udp);
+}
+
+/* With helpers, which know what this kernel does not show. */
 static __always_inline int rewrite_brief(struct __sk_buff *skb, const struct brief *b, bool out,
 					 const struct addr *to)
 {
 	__u64 flags = BPF_F_PSEUDO_HDR | (b->udp ? BPF_F_MARK_MANGLED_0 : 0);
-	__u32 check = b->l4_off + (b->udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+	__u32 check = b->udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check);
+	struct ipv6hdr *ip6 = b->l3;
+	struct iphdr *ip = b->l3;
+	struct addr from;
 
-	if (b->ipv6)
-		return replace_ipv6(skb, b->l3_off, check, flags, out ? SOURCE : DESTINATION,
-				    (const struct addr *)b->ours6, to);
-	return replace_ipv4(skb, b->l3_off, check, flags, b->ip_check, b->src4, b->dst4,
-			    out ? SOURCE : DESTINATION, to->word[3]);
+	if (!b->ipv6)
+		return replace_ipv4(skb, b->l3_off, b->l3_off + sizeof(*ip) + check, flags, ip->check,
+				    ip->saddr, ip->daddr, out ? SOURCE : DESTINATION, to->word[3]);
+	__builtin_memcpy(&from, out ? &ip6->saddr : &ip6->daddr, sizeof(from));
+	return replace_ipv6(skb, b->l3_off, b->l3_off + sizeof(*ip6) + check, flags,
+			    out ? SOURCE : DESTINATION, &from, to);
 }
 
 static __always_inline const struct addr *pin_address(const struct pin *pin, bool ipv6, bool out)
@@ -151,6 +178,7 @@ static __always_inline verdict take_shortcut(struct __sk_buff *skb, const struct
 	struct shortcut *s;
 	struct brief brief, *b = &brief;
 	struct pin *p;
+	int state;
 	__u64 way;
 	__u32 pin;
 
@@ -173,7 +201,10 @@ static __always_inline verdict take_shortcut(struct __sk_buff *skb, const struct
 	to = pin_address(p, b->ipv6, out);
 	if (addr_is_zero(to) || read_epoch() != b->epoch)
 		return untouched();
-	if (rewrite_brief(skb, b, out, to))
+	state = checksum_state(skb);
+	if (state >= 0 && state != CHECKSUM_COMPLETE)
+		write_brief(b, out, to, state);
+	else if (rewrite_brief(skb, b, out, to))
 		return judged(pin, PIN_ERROR);
 	if (out)
 		count_role(pin);

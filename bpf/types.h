@@ -125,11 +125,14 @@ struct unpinned_flow {
 	enum pin_counter reason;
 };
 
-/* ifaces, by ifindex. */
+/* ifaces, by ifindex, and near_ifaces, a copy of those with a small one. */
 struct iface {
 	__u32 slot; /* 0: only VRRP is watched */
+	__u32 pin; /* the only one here; 0: there are several */
 	__u8 has_l2; /* frames begin with an Ethernet header */
-	__u8 pad[3];
+	__u8 known; /* 1, since an array has a value for everything */
+	__u8 resting; /* its pin is off and takes everybody, and no mapping is left: nothing is noted */
+	__u8 pad;
 };
 
 /* shortcuts: each way is the upper 48 bits of a packet's digest and the number

@@ -115,6 +115,7 @@ func (d *Dataplane) Collect(ctx context.Context, log *slog.Logger) error {
 func (c *collector) run(ctx context.Context, overrun <-chan struct{}) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	rest := rester{d: c.d}
 	due := true // at the start
 	idle := dyingGrace + sweepEvery
 	var last time.Time
@@ -138,6 +139,9 @@ func (c *collector) run(ctx context.Context, overrun <-chan struct{}) error {
 			due = true
 		case <-tick.C:
 			if _, err := c.sweep(ctx, monotonic()-dyingGrace); err != nil {
+				return err
+			}
+			if err := rest.look(); err != nil {
 				return err
 			}
 		}

@@ -87,6 +87,7 @@ func wanted(plan policy.Plan) (content, error) {
 		errs = append(errs, c.addInterface(&plan.Interfaces[i]))
 		c.addUniques(&plan.Interfaces[i])
 	}
+	c.nameOnlyPins()
 	return c, errors.Join(errs...)
 }
 
@@ -161,7 +162,7 @@ func (c content) addInterface(iface *policy.PlanInterface) error {
 	if iface.Index <= 0 {
 		return fmt.Errorf("interface %s has index %d", iface.Name, iface.Index)
 	}
-	value := ifaceValue{Slot: iface.Slot}
+	value := ifaceValue{Slot: iface.Slot, Known: 1}
 	if iface.HasL2 {
 		value.HasL2 = 1
 	}

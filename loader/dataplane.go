@@ -44,6 +44,7 @@ type pinnedMaps struct {
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
+	NearIfaces   *ebpf.Map `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
 	Pins         *ebpf.Map `ebpf:"pins"`
@@ -60,7 +61,7 @@ type pinnedMaps struct {
 func (m *pinnedMaps) all() []*ebpf.Map {
 	return []*ebpf.Map{
 		m.Adverts, m.ByLocal, m.ByPublic, m.ByRemote, m.Claims, m.Epoch, m.Foreign, m.Fragments, m.Groups,
-		m.Heartbeat, m.Ifaces, m.OwnAdverts, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
+		m.Heartbeat, m.Ifaces, m.NearIfaces, m.OwnAdverts, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
 	}
 }
 

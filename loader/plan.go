@@ -50,6 +50,7 @@ func (d *Dataplane) Apply(plan policy.Plan) error {
 	if err := d.keepUsed(now, want); err != nil {
 		return fmt.Errorf("apply plan: %w", err)
 	}
+	letRest(now, want)
 	names := make(map[uint32]string)
 	for _, iface := range plan.Interfaces {
 		names[uint32(iface.Index)] = iface.Name
@@ -217,7 +218,7 @@ func (c *convergence) fill() error {
 		func() error { return put(maps.Sources, c.now.sources, c.want.sources) },
 		func() error { return put(maps.Vrids, c.now.vrids, c.want.vrids) },
 		func() error { return put(maps.Uniques, c.now.uniques, c.want.uniques) },
-		func() error { return put(maps.Ifaces, c.now.ifaces, c.want.ifaces) },
+		func() error { return c.d.putIfaces(c.now.ifaces, c.want.ifaces) },
 		c.d.newEpoch,
 	} {
 		if err := write(); err != nil {
@@ -343,7 +344,7 @@ func selfSlots(of iter.Seq[slotAddr]) map[netip.Addr][]uint32 {
 // clean removes what has left the plan, interfaces first.
 func (c *convergence) clean() error {
 	m := &c.d.maps
-	errs := []error{drop(m.Ifaces, c.now.ifaces, c.want.ifaces)}
+	errs := []error{c.d.dropIfaces(c.now.ifaces, c.want.ifaces)}
 	attached, err := c.d.attachments()
 	errs = append(errs, err)
 	for _, ifindex := range attached {

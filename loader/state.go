@@ -46,7 +46,7 @@ func (d *Dataplane) settings() (value bpf.DataplaneSettings, err error) {
 }
 
 // SetEnabled switches a pin on or off and says by whose word. Living flows are
-// not touched.
+// not touched. A pin that is switched on pins after the next Settle or Apply.
 func (d *Dataplane) SetEnabled(pin uint32, on bool, by policy.EnabledBy) error {
 	unlock, err := lockDir(d.dir) // Apply writes the same field
 	if err != nil {
@@ -65,6 +65,12 @@ func (d *Dataplane) SetEnabled(pin uint32, on bool, by policy.EnabledBy) error {
 		value.Flags |= pinToggled
 	}
 	if err := d.maps.Pins.Put(pin, value); err != nil {
+		return fmt.Errorf("switch pin %d: %w", pin, err)
+	}
+	if value.Flags&pinEnabled == 0 {
+		return nil
+	}
+	if err := d.wake(pin); err != nil {
 		return fmt.Errorf("switch pin %d: %w", pin, err)
 	}
 	return nil

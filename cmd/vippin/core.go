@@ -22,14 +22,15 @@ const (
 
 // coreState is what the loop owns.
 type coreState struct {
-	config   *policy.Config
-	toggles  policy.Toggles
-	observed policy.Observed
-	plan     policy.Plan
-	tracker  *vrrp.Tracker
-	failed   error    // of the last attempt to apply the plan; nil: the kernel has it
-	retry    bool     // the plan has to be applied again
-	trouble  []string // what went wrong at the start and is worth a warning
+	config    *policy.Config
+	toggles   policy.Toggles
+	observed  policy.Observed
+	plan      policy.Plan
+	tracker   *vrrp.Tracker
+	failed    error    // of the last attempt to apply the plan; nil: the kernel has it
+	retry     bool     // the plan has to be applied again
+	unsettled bool     // pins were switched, and flows of before may not be noted
+	trouble   []string // what went wrong at the start and is worth a warning
 
 	follow following
 	marks  lostMarks
@@ -125,6 +126,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.decided(d.state.tracker.FIFO(d.env.monotonic(), n.Kind, n.Name, n.State, n.Priority))
 		case what := <-d.asked:
 			what()
+			d.settle()
 		case <-tick.C:
 			d.decided(d.state.tracker.Tick(d.env.monotonic()))
 		case <-beat.C:
@@ -175,11 +177,22 @@ func (d *daemon) sendProbes() {
 
 func (d *daemon) apply(plan policy.Plan) {
 	d.state.plan = plan
-	if err := d.applyBeside(plan); err != nil {
+	if err := d.beside(func() error { return d.plane.Apply(plan) }); err != nil {
 		d.applyFailed(err)
 		return
 	}
 	d.state.failed, d.state.retry = nil, false
+}
+
+// settle lets the flows be noted that lived when pins were switched on.
+func (d *daemon) settle() {
+	if !d.state.unsettled {
+		return
+	}
+	d.state.unsettled = false
+	if err := d.beside(d.plane.Settle); err != nil {
+		d.applyFailed(err) // applying the plan does it, too
+	}
 }
 
 func (d *daemon) applyFailed(err error) {

@@ -76,8 +76,15 @@ func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []po
 	if failed != nil {
 		return nil, failed
 	}
+	settled, cancel := context.WithTimeout(ctx, settleFor)
+	defer cancel()
+	_ = d.ask(settled, func() {}) // behind the settling; without it the answer is as true
 	return statesOf(d.plane, chosen)
 }
+
+// settleFor is how long the answer to a toggle waits until new flows are pinned.
+// With some 10,000 connections and more it comes before.
+const settleFor = 30 * time.Millisecond
 
 // switchPins writes the toggles down before they take effect: a restart in
 // between must not undo them.
@@ -93,7 +100,7 @@ func (d *daemon) switchPins(action toggleAction, selectors []policy.Selector) ([
 	if err := d.store.Save(toggles); err != nil {
 		return nil, err
 	}
-	d.state.toggles = toggles
+	d.state.toggles, d.state.unsettled = toggles, true
 	// The switches alone: what else may have changed is for replan, which would
 	// not see it in a plan that has it already.
 	d.state.plan.Pins = slices.Clone(d.state.plan.Pins)
@@ -145,7 +152,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	}
 	now := d.env.monotonic()
 	d.decided(s.tracker.Update(now, plan))
-	if err := d.applyBeside(plan); err != nil {
+	if err := d.beside(func() error { return d.plane.Apply(plan) }); err != nil {
 		d.rollBack(now)
 		return policy.DryRun{}, fmt.Errorf("%w: %w", errRolledBack, err)
 	}

@@ -44,6 +44,7 @@ type dataplane interface {
 	Apply(policy.Plan) error
 	SetSettings(loader.Settings) error
 	SetEnabled(pin uint32, on bool, by policy.EnabledBy) error
+	Settle() error
 	SetRole(pin uint32, role policy.Role, fixed bool) error
 	PinStates() ([]policy.PinState, error)
 	PinStatus() ([]policy.PinStatus, error)

@@ -251,6 +251,8 @@ func (d *fakeDataplane) SetEnabled(pin uint32, on bool, by policy.EnabledBy) err
 	return d.fail
 }
 
+func (d *fakeDataplane) Settle() error { return d.fail }
+
 func (d *fakeDataplane) SetRole(pin uint32, role policy.Role, fixed bool) error {
 	if d.roles == nil {
 		d.roles, d.fixed = map[uint32]policy.Role{}, map[uint32]bool{}

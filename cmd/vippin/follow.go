@@ -264,13 +264,13 @@ func (d *daemon) follow(plan policy.Plan) {
 	}
 }
 
-// applyBeside applies a plan and lets the loop go on with the roles meanwhile:
-// the kernel lets some 10 ms pass for every program that it attaches, so that
-// many new interfaces take seconds. That is longer than a role may wait, or the
-// lease lasts.
-func (d *daemon) applyBeside(plan policy.Plan) error {
+// beside lets the loop go on with the roles while something changes the kernel
+// that takes time: it lets some 10 ms pass for every program that is attached, so
+// that many new interfaces take seconds, and a large conntrack table takes some
+// 100 ms to read. That is longer than a role may wait, or the lease lasts.
+func (d *daemon) beside(change func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- d.plane.Apply(plan) }()
+	go func() { done <- change() }()
 	beat := time.NewTicker(d.state.config.VRRP.Lease / heartbeatsPerLease)
 	defer beat.Stop()
 	tick := time.NewTimer(0)

@@ -129,7 +129,7 @@ func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors
 	if err := store.Save(toggles); err != nil {
 		return nil, err
 	}
-	if err := setSwitches(d, changes); err != nil {
+	if err := errors.Join(setSwitches(d, changes), d.Settle()); err != nil {
 		return nil, err
 	}
 	return statesOf(d, chosen)

@@ -77,7 +77,8 @@ func (p *pinning) apply(vip netip.Addr, on bool) error {
 	if on {
 		return nil
 	}
-	return p.dataplane.SetEnabled(p.id, false, policy.EnabledByToggle)
+	// As the daemon leaves a pin that is off.
+	return errors.Join(p.dataplane.SetEnabled(p.id, false, policy.EnabledByToggle), p.dataplane.Rest())
 }
 
 func (p *pinning) counters() (loader.PinCounters, error) {
