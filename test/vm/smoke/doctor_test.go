@@ -91,7 +91,7 @@ pins:
 	l.router.vlanOn(t, "eth0", lanTag, nil)
 	l.router.addr(t, lan, "192.168.20.1/24")
 	l.router.must(t, func() error {
-		_ = run("ping", "-c", "12", "-i", "0.2", "-W", "1", "192.168.20.10") // nobody answers
+		_ = run("ping", "-c", "12", "-i", "0.2", "-W", "1", "-I", lan, "224.0.0.1") // nobody answers
 		return nil
 	})
 	l.wantFinding(t, "adverts", "warning", "VLAN 20 is missing from the trunk")
