@@ -75,8 +75,8 @@ type DataplaneBinding struct {
 		Fresh       uint8
 		Pad         [2]uint8
 	}
+	Local    DataplaneFlowKey
 	Key      DataplaneFlowKey
-	_        [4]byte
 	Mine     DataplaneLocalEnd
 	End      DataplanePublicEnd
 	Question struct {

@@ -208,22 +208,27 @@ static __always_inline enum unique_state *find_unique(__u32 slot, const struct a
 
 /* Masquerade itself chose the VIP (the flow leaves by the virtual MAC's
  * interface, or the VIP is alone in the next hop's subnet): nothing is to be
- * rewritten, but the flow gets a mapping, since the peer must learn of it.
- * Whatever stands against that changes nothing for the flow.
+ * rewritten, but the flow gets a mapping, since the peer must learn of it. Is
+ * the public end another flow's, a young flow gets another port, and is rewritten
+ * like any. Whatever else stands against a mapping changes nothing for the flow.
  */
 static __always_inline verdict note_native(struct __sk_buff *skb, const struct packet *pkt,
 					   const struct flow_key *key, struct binding *b)
 {
 	struct public_end *end = &b->end;
 	struct pin *pin = want(key, pkt, b);
+	int reason;
 
 	if (!pin || !(pin->flags & PIN_ENABLED) || b->ct.status & (IPS_HELPER | IPS_EXPECTED) ||
 	    judge_role(end->pin, pin->group) != PIN_CREATED)
 		return untouched();
 	end->flags = MAPPING_NATIVE;
-	if (take_public_end(skb, pkt->ipv6, key, b) != PIN_CREATED)
-		return untouched();
-	return judged(end->pin, PIN_PINNED);
+	reason = take_public_end(skb, pkt->ipv6, key, b);
+	if (reason == PIN_NO_PORT && has_ports(key->proto) && !(b->ct.status & IPS_SEEN_REPLY)) {
+		end->flags = 0;
+		reason = take_public_end(skb, pkt->ipv6, key, b);
+	}
+	return reason == PIN_CREATED ? send_pinned(skb, pkt, end) : untouched();
 }
 
 /* A packet of nobody's mapping leaves from an address that is not unique: is
@@ -234,18 +239,21 @@ static __always_inline verdict watch_vip(struct __sk_buff *skb, const struct pac
 {
 	struct vip *vip = find_vip(key->slot, &pkt->src);
 	struct local_end *mapped;
+	verdict v = untouched();
+	bool masqueraded;
 
 	if (!vip)
-		return untouched();
+		return v;
+	masqueraded = skb->ingress_ifindex && read_conntrack(skb, pkt, &b->ct) && is_masqueraded(pkt, &b->ct);
+	if (masqueraded)
+		v = note_native(skb, pkt, key, b);
+	if (verdict_counter(v) < PIN_COUNTERS)
+		return v;
 	count_role(vip->pin);
 	mapped = bpf_map_lookup_elem(&by_public, key);
-	if (mapped && !(mapped->flags & MAPPING_NATIVE))
-		return judged(vip->pin, PIN_FOREIGN);
 	if (mapped)
-		return untouched();
-	if (skb->ingress_ifindex && read_conntrack(skb, pkt, &b->ct) && is_masqueraded(pkt, &b->ct))
-		return note_native(skb, pkt, key, b);
-	if (!conntrack_can_tell(pkt->proto)) {
+		return mapped->flags & MAPPING_NATIVE ? v : judged(vip->pin, PIN_FOREIGN);
+	if (!masqueraded && !conntrack_can_tell(pkt->proto)) {
 		__u64 now = bpf_ktime_get_coarse_ns();
 
 		bpf_map_update_elem(&foreign, key, &now, BPF_ANY);
@@ -254,18 +262,22 @@ static __always_inline verdict watch_vip(struct __sk_buff *skb, const struct pac
 }
 
 /* A packet that no mapping knows. */
-__noinline verdict leave_unmapped(struct __sk_buff *skb, const struct packet *pkt, const struct flow_key *key,
+__noinline verdict leave_unmapped(struct __sk_buff *skb, const struct packet *pkt, const struct flow_key *of,
 				  enum transport transport)
 {
 	bool known = transport == FLOW;
 	enum unique_state *unique;
+	struct flow_key *key;
 	struct binding *b;
 	__u32 zero = 0;
 
 	b = bpf_map_lookup_elem(&bench, &zero);
 	/* Of a later fragment the type of message is unknown. */
-	if (!pkt || !key || !b || (known && is_echo_reply(pkt)))
+	if (!pkt || !of || !b || (known && is_echo_reply(pkt)))
 		return untouched();
+	/* Linux 6.1 takes no key from behind a function's argument. */
+	key = &b->local;
+	*key = *of;
 	unique = find_unique(key->slot, &pkt->src);
 	if (!unique)
 		return known ? watch_vip(skb, pkt, key, b) : untouched();

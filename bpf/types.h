@@ -302,6 +302,7 @@ struct conntrack_question {
 /* A mapping in the making. */
 struct binding {
 	struct conntrack ct;
+	struct flow_key local;
 	struct flow_key key;
 	struct local_end mine;
 	struct public_end end;
