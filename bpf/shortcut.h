@@ -9,8 +9,8 @@
  * and the epoch. 15 bits choose the place, 48 must be equal: that a packet is
  * taken for another one's is as likely as 1 in 2^47 for each flow and second.
  * What user space changes in mappings or pins takes effect with the next epoch,
- * and every flow takes the long way at least once in 256 ticks of the kernel's
- * clock, which keeps last_out_ns and last_in_ns current.
+ * and every flow takes the long way at least once in 1024 ticks of the kernel's
+ * clock (1 to 10 s), which keeps last_out_ns and last_in_ns near the truth.
  */
 #pragma once
 
@@ -22,7 +22,7 @@
 #define PIN_MASK ((1ULL << PIN_BITS) - 1)
 #define CHECKSUM_COMPLETE 2 /* include/linux/skbuff.h */
 #define CHECKSUM_PARTIAL 3
-#define EPOCH_TICKS 8 /* as a power of two */
+#define EPOCH_TICKS 10 /* as a power of two */
 
 const volatile __u64 secret; /* loader: at random */
 
@@ -37,6 +37,10 @@ struct brief {
 	__be16 *check;
 };
 
+/* A multiplication carries upwards only, the shift brings it down again. So the
+ * last word in has to be mixed once more before its upper octets tell in the
+ * lower ones.
+ */
 static __always_inline __u64 mix(__u64 h, __u64 word)
 {
 	h = (h ^ word) * 0x9e3779b97f4a7c15ULL;
@@ -65,7 +69,7 @@ static __always_inline bool brief_transport(void *l4, void *end, __u8 proto, str
 	if (b->udp ? (void *)(udp + 1) > end : (void *)(tcp + 1) > end)
 		return false;
 	b->check = (__be16 *)(b->udp ? &udp->check : &tcp->check);
-	b->digest = mix(b->digest, (__u64) * (__be32 *)l4 << 32 | b->udp);
+	b->digest = mix(mix(b->digest, (__u64) * (__be32 *)l4 << 32 | b->udp), 0);
 	return !b->udp || udp->check;
 }
 

@@ -111,3 +111,56 @@ func TestShortcutOfAnother(t *testing.T) {
 		}
 	}
 }
+
+// Flows that differ in one field only find places all over the array.
+func TestShortcutsSpread(t *testing.T) {
+	d := newDataplane(t)
+	const flows = 512
+	for _, direction := range []string{egress, ingress} {
+		for _, v6 := range []bool{false, true} {
+			for name, vary := range map[string]func(f *flow, i int){
+				"our port":      func(f *flow, i int) { f.local, f.public = withPort(f.local, i), withPort(f.public, i) },
+				"their port":    func(f *flow, i int) { f.remote = withPort(f.remote, i) },
+				"their address": func(f *flow, i int) { f.remote = withHost(f.remote, i) },
+			} {
+				t.Run(direction+"/"+name, func(t *testing.T) {
+					d.unmapFlows(t)
+					for i := range d.Shortcuts.MaxEntries() {
+						put(t, d.Shortcuts, i, DataplaneShortcut{})
+					}
+					for i := range flows {
+						fl := someFlow(v6, layers.IPProtocolUDP, false)
+						vary(&fl, i)
+						d.mapFlow(t, fl)
+						in, _ := fl.frames(direction)
+						run(t, d.program(direction), in.bytes(t), forwarded, checksumNone)
+						clearMap[DataplaneFlowKey](t, d.ByLocal) // they are small here
+						clearMap[DataplaneFlowKey](t, d.ByPublic)
+					}
+					lines := 0
+					var index uint32
+					var place DataplaneShortcut
+					for all := d.Shortcuts.Iterate(); all.Next(&index, &place); {
+						if place.Way != [2]uint64{} {
+							lines++
+						}
+					}
+					if lines < flows*9/10 { // by chance one in 128 meets another
+						t.Errorf("%d flows in %d places", flows, lines)
+					}
+				})
+			}
+		}
+	}
+}
+
+func withPort(a netip.AddrPort, i int) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr(), uint16(20000+i))
+}
+
+func withHost(a netip.AddrPort, i int) netip.AddrPort {
+	octets := a.Addr().AsSlice()
+	octets[len(octets)-1], octets[len(octets)-2] = byte(i), byte(i>>8)
+	addr, _ := netip.AddrFromSlice(octets)
+	return netip.AddrPortFrom(addr, a.Port())
+}
