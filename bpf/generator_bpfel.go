@@ -78,6 +78,7 @@ const (
 	GeneratorMapSeenInside   = "seen_inside"
 	GeneratorMapSeenOutside  = "seen_outside"
 	GeneratorProgGenerate    = "generate"
+	GeneratorProgNothing     = "nothing"
 	GeneratorProgRedirect    = "redirect"
 	GeneratorProgSinkInside  = "sink_inside"
 	GeneratorProgSinkOutside = "sink_outside"
@@ -129,6 +130,7 @@ type GeneratorSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type GeneratorProgramSpecs struct {
 	Generate    *ebpf.ProgramSpec `ebpf:"generate"`
+	Nothing     *ebpf.ProgramSpec `ebpf:"nothing"`
 	Redirect    *ebpf.ProgramSpec `ebpf:"redirect"`
 	SinkInside  *ebpf.ProgramSpec `ebpf:"sink_inside"`
 	SinkOutside *ebpf.ProgramSpec `ebpf:"sink_outside"`
@@ -199,6 +201,7 @@ type GeneratorVariables struct {
 // It can be passed to LoadGeneratorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GeneratorPrograms struct {
 	Generate    *ebpf.Program `ebpf:"generate"`
+	Nothing     *ebpf.Program `ebpf:"nothing"`
 	Redirect    *ebpf.Program `ebpf:"redirect"`
 	SinkInside  *ebpf.Program `ebpf:"sink_inside"`
 	SinkOutside *ebpf.Program `ebpf:"sink_outside"`
@@ -207,6 +210,7 @@ type GeneratorPrograms struct {
 func (p *GeneratorPrograms) Close() error {
 	return _GeneratorClose(
 		p.Generate,
+		p.Nothing,
 		p.Redirect,
 		p.SinkInside,
 		p.SinkOutside,

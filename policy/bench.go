@@ -17,13 +17,14 @@ const (
 	BenchConntrack  BenchCase = "conntrack"  // forwarding with conntrack
 	BenchMasquerade BenchCase = "masquerade" // nft masquerade, nothing of vippin
 	BenchSNAT       BenchCase = "snat"       // nft snat to the VIP
+	BenchEmpty      BenchCase = "tcx-empty"  // masquerade, and a tcx program at each hook that does nothing: the floor
 	BenchPinned     BenchCase = "vippin-tc"  // masquerade, and every flow pinned
 	BenchOff        BenchCase = "vippin-off" // masquerade, vippin loaded, the pin switched off
 )
 
 // BenchCases are all of them, the cheapest first.
 func BenchCases() []BenchCase {
-	return []BenchCase{BenchRedirect, BenchForward, BenchConntrack, BenchMasquerade, BenchSNAT, BenchPinned, BenchOff}
+	return []BenchCase{BenchRedirect, BenchForward, BenchConntrack, BenchMasquerade, BenchSNAT, BenchEmpty, BenchPinned, BenchOff}
 }
 
 // BenchDirection is which way packets go through the router.

@@ -105,7 +105,7 @@ func newBed(c core, name policy.BenchCase, family string, noChecksum bool) (b *b
 		return b, fmt.Errorf("load generator and sink: %w", err)
 	}
 	b.undo = append(b.undo, b.programs.Close)
-	for _, step := range []func() error{b.addNamespaces, b.addSides, b.addForwarding, b.addRules, b.addPin, b.addEnds} {
+	for _, step := range []func() error{b.addNamespaces, b.addSides, b.addForwarding, b.addRules, b.addEmpty, b.addPin, b.addEnds} {
 		if err := step(); err != nil {
 			return b, err
 		}
@@ -258,6 +258,21 @@ func (b *bed) attachXDP(program *ebpf.Program, ifindex int, name string) error {
 		return fmt.Errorf("attach %v to %s: %w", program, name, err)
 	}
 	b.undo = append(b.undo, l.Close)
+	return nil
+}
+
+// addEmpty puts programs that do nothing where vippin's would be.
+func (b *bed) addEmpty() error {
+	if !b.way.empty {
+		return nil
+	}
+	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+		l, err := link.AttachTCX(link.TCXOptions{Program: b.programs.Nothing, Interface: b.sides[outsideSide].near, Attach: hook})
+		if err != nil {
+			return fmt.Errorf("attach an empty program (it takes Linux 6.6; leave the case %s out): %w", policy.BenchEmpty, err)
+		}
+		b.undo = append(b.undo, l.Close)
+	}
 	return nil
 }
 

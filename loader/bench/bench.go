@@ -47,7 +47,7 @@ const (
 
 func (o Options) withDefaults() Options {
 	if len(o.Cases) == 0 {
-		o.Cases = []policy.BenchCase{policy.BenchRedirect, policy.BenchMasquerade, policy.BenchPinned, policy.BenchOff}
+		o.Cases = []policy.BenchCase{policy.BenchRedirect, policy.BenchMasquerade, policy.BenchEmpty, policy.BenchPinned, policy.BenchOff}
 	}
 	if len(o.Directions) == 0 {
 		o.Directions = []policy.BenchDirection{policy.BenchOut, policy.BenchBack}

@@ -16,6 +16,7 @@ import (
 // way is what a case's router does with packets.
 type way struct {
 	redirect bool // XDP, past the kernel's stack
+	empty    bool // tcx programs that do nothing
 	rules    nat
 	pin      pinMode
 	leaves   bpf.GeneratorSeen // whose address packets must have outside
@@ -44,6 +45,7 @@ var ways = map[policy.BenchCase]way{
 	policy.BenchConntrack:  {rules: trackOnly, leaves: bpf.GeneratorSeenSEEN_CLIENT},
 	policy.BenchMasquerade: {rules: masquerade, leaves: bpf.GeneratorSeenSEEN_UNIQUE},
 	policy.BenchSNAT:       {rules: snat, leaves: bpf.GeneratorSeenSEEN_VIP},
+	policy.BenchEmpty:      {rules: masquerade, empty: true, leaves: bpf.GeneratorSeenSEEN_UNIQUE},
 	policy.BenchPinned:     {rules: masquerade, pin: pinOn, leaves: bpf.GeneratorSeenSEEN_VIP},
 	policy.BenchOff:        {rules: masquerade, pin: pinOff, leaves: bpf.GeneratorSeenSEEN_UNIQUE},
 }
