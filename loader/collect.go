@@ -23,12 +23,12 @@ import (
 
 // The rhythm of removal.
 const (
-	dyingGrace    = 2 * time.Second        // a late destroy event must not hit a flow that took up the tuple
-	sweepEvery    = 2 * time.Second        // how often ripe ones are looked for: each time every flow loses its shortcut
-	sweepMost     = 32768                  // of them in one go
-	verifyBatch   = 128                    // conntrack look-ups in one exchange
-	reconcileRest = time.Second            // between two dumps, however many events are lost
-	reconcileIdle = 5 * time.Minute        // between two dumps when nothing is
+	dyingGrace    = 2 * time.Second // a late destroy event must not hit a flow that took up the tuple
+	sweepEvery    = 2 * time.Second // how often ripe ones are looked for: each time every flow loses its shortcut
+	sweepMost     = 32768           // of them in one go
+	verifyBatch   = 128             // conntrack look-ups in one exchange
+	reconcileRest = time.Second     // between two dumps, however many events are lost
+	reconcileIdle = 5 * time.Minute // between two dumps when nothing is
 )
 
 // doomed names an entry that may be about to go.
