@@ -95,15 +95,9 @@ type longFlow struct {
 
 func (s *scene) longFlow(from *lab.Node, local netip.AddrPort, to netip.AddrPort) *longFlow {
 	s.t.Helper()
-	f := &longFlow{s: s}
-	var source *net.UDPAddr
-	if local.IsValid() || local.Port() != 0 {
-		source = &net.UDPAddr{Port: int(local.Port()), IP: local.Addr().AsSlice()}
-	}
-	s.must(from.Do(func() (err error) {
-		f.conn, err = net.DialUDP("udp", source, net.UDPAddrFromAddrPort(to))
-		return err
-	}))
+	conn, err := traffic.Dial(s.ctx, from.Do, "udp", local, to, patience)
+	s.must(err)
+	f := &longFlow{s: s, conn: conn}
 	s.t.Cleanup(func() { f.conn.Close() })
 	return f
 }

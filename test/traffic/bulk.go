@@ -49,7 +49,7 @@ func GetFrom(ctx context.Context, in Enter, local, remote netip.AddrPort, octets
 
 func bulk(ctx context.Context, in Enter, local, remote netip.AddrPort, word string, octets int64) (Bulk, error) {
 	result := Bulk{Octets: octets}
-	conn, err := dial(ctx, in, "tcp", local, remote, 10*time.Second)
+	conn, err := Dial(ctx, in, "tcp", local, remote, 10*time.Second)
 	if err != nil {
 		return result, err
 	}

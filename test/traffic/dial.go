@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dial opens a connected socket in the namespace. A fixed local port may be
-// one whose last connection is still in TIME_WAIT.
-func dial(ctx context.Context, in Enter, proto string, local, remote netip.AddrPort, timeout time.Duration) (net.Conn, error) {
+// Dial opens a connected socket in the namespace. A fixed local port may be
+// one whose last connection is still in TIME_WAIT, or whose last socket a child
+// that is just being started holds for a moment longer.
+func Dial(ctx context.Context, in Enter, proto string, local, remote netip.AddrPort, timeout time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	dialer.SetMultipathTCP(false)
 	if local.Port() != 0 || local.Addr().IsValid() {

@@ -63,7 +63,7 @@ func StartFlow(ctx context.Context, in Enter, opts FlowOptions) (*Flow, error) {
 			opts.Timeout = 250 * time.Millisecond
 		}
 	}
-	conn, err := dial(ctx, in, opts.Proto, opts.Local, opts.Remote, opts.Timeout)
+	conn, err := Dial(ctx, in, opts.Proto, opts.Local, opts.Remote, opts.Timeout)
 	if err != nil {
 		return nil, err
 	}

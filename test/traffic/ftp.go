@@ -201,7 +201,7 @@ func (c *ftpSession) dataConn() (data net.Conn, err error) {
 		data, err = c.passive.Accept()
 	case c.active.IsValid():
 		own := c.conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() // as the client's firewall expects
-		data, err = dial(context.Background(), c.server.in, "tcp", netip.AddrPortFrom(own, 0), c.active, ftpTimeout)
+		data, err = Dial(context.Background(), c.server.in, "tcp", netip.AddrPortFrom(own, 0), c.active, ftpTimeout)
 	default:
 		err = errors.New("no PORT or PASV")
 	}
@@ -252,7 +252,7 @@ const (
 // FTPGet downloads a file from a server, as a client inside the namespace.
 // Local is the client's own address, which active modes tell the server.
 func FTPGet(in Enter, local, server netip.Addr, mode FTPMode, name string) ([]byte, error) {
-	conn, err := dial(context.Background(), in, "tcp", netip.AddrPortFrom(local, 0), netip.AddrPortFrom(server, 21), ftpTimeout)
+	conn, err := Dial(context.Background(), in, "tcp", netip.AddrPortFrom(local, 0), netip.AddrPortFrom(server, 21), ftpTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -373,6 +373,6 @@ func (c *ftpClient) connect(mode FTPMode) (accept func() (net.Conn, error), err 
 	if err != nil {
 		return nil, err
 	}
-	data, err := dial(context.Background(), c.in, "tcp", netip.AddrPortFrom(c.local, 0), to, ftpTimeout)
+	data, err := Dial(context.Background(), c.in, "tcp", netip.AddrPortFrom(c.local, 0), to, ftpTimeout)
 	return func() (net.Conn, error) { return data, nil }, err
 }
