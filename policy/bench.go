@@ -17,7 +17,7 @@ const (
 	BenchConntrack  BenchCase = "conntrack"  // forwarding with conntrack
 	BenchMasquerade BenchCase = "masquerade" // nft masquerade, nothing of vippin
 	BenchSNAT       BenchCase = "snat"       // nft snat to the VIP
-	BenchEmpty      BenchCase = "tcx-empty"  // masquerade, and a tcx program at each hook that does nothing: the floor
+	BenchEmpty      BenchCase = "tcx-empty"  // masquerade, conntrack events, and at each hook a tcx program that does nothing: the floor
 	BenchPinned     BenchCase = "vippin-tc"  // masquerade, and every flow pinned
 	BenchOff        BenchCase = "vippin-off" // masquerade, vippin loaded, the pin switched off
 )

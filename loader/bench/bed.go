@@ -261,10 +261,14 @@ func (b *bed) attachXDP(program *ebpf.Program, ifindex int, name string) error {
 	return nil
 }
 
-// addEmpty puts programs that do nothing where vippin's would be.
+// addEmpty puts programs that do nothing where vippin's would be. All else is as
+// vippin has it.
 func (b *bed) addEmpty() error {
 	if !b.way.empty {
 		return nil
+	}
+	if err := reportEvents(); err != nil {
+		return err
 	}
 	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
 		l, err := link.AttachTCX(link.TCXOptions{Program: b.programs.Nothing, Interface: b.sides[outsideSide].near, Attach: hook})

@@ -27,8 +27,7 @@ func (b *bed) addPin() error {
 	if b.way.pin == noPin {
 		return nil
 	}
-	// As the daemon sets it: conntrack's entries are larger for it.
-	if err := writeSysctl("net/netfilter/nf_conntrack_events", "1"); err != nil {
+	if err := reportEvents(); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", fmt.Sprintf("vpbench%d-", os.Getpid()))
@@ -46,6 +45,10 @@ func (b *bed) addPin() error {
 	b.pin = &pinning{dataplane: dataplane}
 	return b.pin.apply(b.vip, b.way.pin == pinOn)
 }
+
+// reportEvents makes conntrack report events, as the daemon does: its entries are
+// larger for it, and every packet looks for some.
+func reportEvents() error { return writeSysctl("net/netfilter/nf_conntrack_events", "1") }
 
 // unmount takes a BPF file system away and with it what was pinned there.
 func unmount(dir string) error {
