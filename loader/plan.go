@@ -311,10 +311,28 @@ func (c *convergence) noteFlow(slot uint32, flow *conntrack.Flow) error {
 	// Which entry it is, the flow's next packet will fill in.
 	value := leftAlone{Pin: c.pinOf(slot, flow.Orig.Src), Reason: pinBornBefore}
 	err = c.d.maps.Unpinned.Update(key, value, ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return c.renewNote(key)
+	}
 	if errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("map unpinned is full: raise dataplane.max_flows: %w", err)
 	}
-	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+	if err != nil {
+		return fmt.Errorf("write map unpinned: %w", err)
+	}
+	return nil
+}
+
+// renewNote makes a note one of the flow that lives now. It may be of an earlier
+// one on the same tuple, which went while the programs did not look.
+func (c *convergence) renewNote(key flowKey) error {
+	var value leftAlone
+	there, err := found(c.d.maps.Unpinned.Lookup(key, &value))
+	if err != nil || !there {
+		return err
+	}
+	value.Conntrack = 0
+	if err := ignoreNotExist(c.d.maps.Unpinned.Update(key, value, ebpf.UpdateExist)); err != nil {
 		return fmt.Errorf("write map unpinned: %w", err)
 	}
 	return nil

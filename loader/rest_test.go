@@ -7,6 +7,9 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"vippin/bpf"
 	"vippin/policy"
 )
 
@@ -67,10 +70,19 @@ func TestRestingInterface(t *testing.T) {
 	if l.resting(t, d) {
 		t.Error("it rests although its pin is on")
 	}
+	// An earlier flow on the tuple of one that lives was noted before the rest.
+	stale := newFlowKey(1, unix.IPPROTO_UDP, netip.MustParseAddrPort(unique+":41001"), netip.MustParseAddrPort("198.51.100.9:7777"))
+	if err := d.maps.Unpinned.Put(stale, leftAlone{Conntrack: 0xdead, Pin: 1, Reason: bpf.DataplanePinCounterPIN_OFF}); err != nil {
+		t.Fatal(err)
+	}
 	between := l.dial(t, "between", "udp4", "192.168.1.11:41001")
 	mustAsk(t, between, tcp)
 	if err := d.Settle(); err != nil {
 		t.Fatal(err)
+	}
+	var renewed leftAlone
+	if err := d.maps.Unpinned.Lookup(stale, &renewed); err != nil || renewed.Conntrack != 0 || renewed.Pin != 1 {
+		t.Errorf("the note of an earlier flow is %+v (%v)", renewed, err)
 	}
 	after := l.dial(t, "after", "udp4", "192.168.1.11:41002")
 	mustAsk(t, tcp, udp, between, after)
