@@ -63,10 +63,11 @@ static __always_inline struct local_end *suspect(const struct packet *pkt, __u32
 {
 	struct remote_key remote = {.slot = slot, .proto = pkt->proto, .self = pkt->dst, .remote = pkt->src};
 	struct remote *witness = bpf_map_lookup_elem(&by_remote, &remote);
-	struct flow_key key = {.slot = slot, .proto = pkt->proto, .self = pkt->dst, .remote = pkt->src};
+	struct flow_key key;
 
 	if (!witness)
 		return NULL;
+	key_of(pkt, slot, DESTINATION, &key);
 	key.self_port = witness->self_port;
 	key.remote_port = witness->remote_port;
 	return bpf_map_lookup_elem(&by_public, &key);

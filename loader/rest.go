@@ -73,6 +73,14 @@ func (d *Dataplane) Rest() error {
 }
 
 func (r *rester) look() error {
+	pins, err := r.d.usedPins()
+	if err != nil {
+		return err
+	}
+	if !anyOff(pins) { // the rest reads all, and waits for whoever applies a plan
+		r.before = nil
+		return nil
+	}
 	unlock, err := lockDir(r.d.dir)
 	if err != nil {
 		return err
@@ -111,6 +119,15 @@ func (r *rester) look() error {
 		want[ifindex] = iface
 	}
 	return r.d.putIfaces(now.ifaces, want)
+}
+
+func anyOff(pins map[uint32]pinValue) bool {
+	for _, pin := range pins {
+		if pin.Flags&pinEnabled == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // wake makes the programs look at the packets of a pin's interface again. Until
