@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the Makefile's targets need and the machine lacks:
-#     test/setup.sh build|run|test|vm|lint ...
+#     test/setup.sh build|run|test|failover|vm|lint ...
 # Packages come from Debian by name. No daemon is started by installing it.
 set -eu
 
@@ -39,6 +39,10 @@ for what in "$@"; do
 		need gcc gcc # the race detector
 		[ -e /usr/include/stdlib.h ] || packages="$packages libc6-dev"
 		;;
+	failover)
+		need conntrackd conntrackd
+		need conntrack conntrack
+		;;
 	vm)
 		need qemu-system-x86_64 qemu-system-x86
 		need busybox busybox-static
@@ -47,7 +51,7 @@ for what in "$@"; do
 		need zstd zstd
 		;;
 	*)
-		echo "setup.sh: unknown part $what (build, generate, lint, run, test, vm)" >&2
+		echo "setup.sh: unknown part $what (build, failover, generate, lint, run, test, vm)" >&2
 		exit 2
 		;;
 	esac
