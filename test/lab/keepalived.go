@@ -42,6 +42,7 @@ type Keepalived struct {
 	NotifyFIFO   string // path, "" = none
 	Global       string // more lines for global_defs
 	Instance     string // more lines for every instance
+	Group        string // more lines for the sync group
 }
 
 func (k Keepalived) withDefaults(router string) Keepalived {
@@ -166,7 +167,7 @@ func (l *Lab) WriteKeepalived(r *Router, k Keepalived) (string, error) {
 			fmt.Fprintf(&members, "\t\t%s\n", instanceName(s, v6))
 		}
 	}
-	fmt.Fprintf(&text, "vrrp_sync_group %s {\n\tgroup {\n%s\t}\n}\n", SyncGroup, members.String())
+	fmt.Fprintf(&text, "vrrp_sync_group %s {\n\tgroup {\n%s\t}\n%s}\n", SyncGroup, members.String(), k.Group)
 	file := filepath.Join(r.Dir, "keepalived.conf")
 	if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
 		return "", fmt.Errorf("write keepalived.conf of %s: %w", r.Name, err)

@@ -12,6 +12,7 @@ const (
 	MasqueradeNFT      Masquerade = "nft masquerade"        // the default
 	MasqueradeRandom   Masquerade = "nft masquerade random" // another port, too
 	MasqueradeIPTables Masquerade = "iptables MASQUERADE"   // the nft backend
+	MasqueradeSNAT     Masquerade = "nft snat to VIP"       // by hand, no masquerade
 	MasqueradeNone     Masquerade = "none"                  // the server gets a route to the LAN by the VIP
 )
 

@@ -27,7 +27,7 @@ func (l *Lab) addRules() error {
 }
 
 func (r *Router) masquerade(ctx context.Context, how Masquerade) error {
-	statement := "masquerade"
+	to4, to6 := "masquerade", "masquerade"
 	switch how {
 	case MasqueradeNone:
 		return nil
@@ -41,7 +41,9 @@ func (r *Router) masquerade(ctx context.Context, how Masquerade) error {
 		}
 		return nil
 	case MasqueradeRandom:
-		statement = "masquerade random"
+		to4, to6 = "masquerade random", "masquerade random"
+	case MasqueradeSNAT: // of the first segment: no lab with WAN1 needs it
+		to4, to6 = fmt.Sprintf("snat ip to %s", WAN.VIP4), fmt.Sprintf("snat ip6 to %s", WAN.VIP6)
 	}
 	return r.NFT(ctx, fmt.Sprintf(`
 table inet nat {
@@ -51,7 +53,7 @@ table inet nat {
 		oifname "wan*" ip6 saddr %s %s
 	}
 }
-`, LAN.Prefix4(), statement, LAN.Prefix6(), statement))
+`, LAN.Prefix4(), to4, LAN.Prefix6(), to6))
 }
 
 // firewall lets only established flows, ICMPv6's neighbour discovery and VRRP
