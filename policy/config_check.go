@@ -216,8 +216,12 @@ func (r *configReader) checkSync(cfg *Config) {
 	if len(s.Peers) > 0 && !s.Listen.IsValid() && !r.faultyIn("sync.listen") && !r.bad["sync"+misnamed] {
 		r.faultAt("sync.peers", "sync.peers: there are peers, but sync.listen is missing: add this router's ADDRESS:PORT")
 	}
-	lines := map[string]int{}
-	for i, p := range s.Peers {
+	r.checkPeers(cfg)
+}
+
+func (r *configReader) checkPeers(cfg *Config) {
+	lines, keys := map[string]int{}, map[string]string{}
+	for i, p := range cfg.Sync.Peers {
 		at := fmt.Sprintf("sync.peers[%d]", i)
 		if p.Line == 0 { // it was no mapping
 			continue
@@ -238,5 +242,9 @@ func (r *configReader) checkSync(cfg *Config) {
 			r.faultAt(at, "sync.peers: peer %q is there twice, first on line %d: rename one", p.Name, line)
 		}
 		lines[p.Name] = p.Line
+		if owner, taken := keys[p.Key]; taken && p.Key != "" {
+			r.faultAt(at, "sync.peers: peer %q has the key of peer %q: each router has its own, \"vippin keygen\" prints it", p.Name, owner)
+		}
+		keys[p.Key] = p.Name
 	}
 }

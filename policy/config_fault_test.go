@@ -131,6 +131,12 @@ func TestParseConfigFaults(t *testing.T) {
 			`5: sync.peers: peer "a" is called like this node`, `6: sync.peers: peer "b" has no address`,
 			`7: sync.peers: peer "b" is there twice, first on line 6`, "8: sync.peers: a peer has no name",
 		}},
+		{"bad key", "sync: {listen: \"192.0.2.1:1\", peers: [{name: b, address: \"192.0.2.2:1\", key: abc=}]}", []string{
+			`1: sync.peers.key: "abc=" is not a public key`}},
+		{"one key for two", "sync:\n  listen: 192.0.2.1:1\n  peers:\n" +
+			"  - {name: b, address: 192.0.2.2:1, key: Mc0QtSE2UeHH8dqkCLfKEH0RkO4Fn2AYzSbHNp7WTa0=}\n" +
+			"  - {name: c, address: 192.0.2.3:1, key: Mc0QtSE2UeHH8dqkCLfKEH0RkO4Fn2AYzSbHNp7WTa0=}\n", []string{
+			`5: sync.peers: peer "c" has the key of peer "b"`}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

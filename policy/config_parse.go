@@ -134,7 +134,7 @@ func (r *configReader) peer(n *yaml.Node, place string) PeerConfig {
 	if !r.mapping(n, place, fields{
 		"name":    one(r, &p.Name, wordOf(64)),
 		"address": one(r, &p.Address, addrPort),
-		"key":     one(r, &p.Key, orNothing(wordOf(256))),
+		"key":     one(r, &p.Key, orNothing(publicKey)),
 	}) {
 		p.Line = 0
 	}

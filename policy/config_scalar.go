@@ -157,6 +157,11 @@ func pinName(s scalar) (string, error) { return s.text, checkPinName(s.text) }
 
 func interfaceName(s scalar) (string, error) { return s.text, checkInterfaceName(s.text) }
 
+func publicKey(s scalar) (string, error) {
+	_, err := ParsePublicKey(s.text)
+	return s.text, err
+}
+
 func vlanTag(s scalar) (VLAN, error) { return ParseVLAN(s.text) }
 
 func absolutePath(s scalar) (string, error) {

@@ -109,7 +109,7 @@ sync:
   ready_timeout: 30s
   no_rst: 1m
   peers:
-    - {name: router-b, address: 198.51.100.2:7443, key: "abc="}
+    - {name: router-b, address: 198.51.100.2:7443, key: "Mc0QtSE2UeHH8dqkCLfKEH0RkO4Fn2AYzSbHNp7WTa0="}
 fastpath: {enabled: true, interfaces: [eth0, eth1], all: true, force: true}
 metrics: {listen: ""}
 `
@@ -142,7 +142,7 @@ func TestParseConfigEverything(t *testing.T) {
 			StrictTimeout: 5 * time.Millisecond, StrictMark: MarkConfig{0x100, 0x300},
 			StandbyTimeout: 2 * time.Hour, ReadyTimeout: 30 * time.Second,
 			ReadyFile: "/run/other/ready", NoRST: time.Minute,
-			Peers: []PeerConfig{{Name: "router-b", Address: netip.MustParseAddrPort("198.51.100.2:7443"), Key: "abc=", Line: 42}},
+			Peers: []PeerConfig{{Name: "router-b", Address: netip.MustParseAddrPort("198.51.100.2:7443"), Key: "Mc0QtSE2UeHH8dqkCLfKEH0RkO4Fn2AYzSbHNp7WTa0=", Line: 42}},
 		},
 		Fastpath: FastpathConfig{Enabled: true, Interfaces: []string{"eth0", "eth1"}, All: true, Force: true},
 	}

@@ -75,6 +75,57 @@ type PeerStatus struct {
 	LastBulk      *time.Time `json:"last_bulk"`
 }
 
+// PeerReport is one peer in "vippin peers". What a peer says of itself (Node,
+// Version, Protocol, Groups) is empty until it has said it.
+type PeerReport struct {
+	Name     string         `json:"name"`
+	Address  netip.AddrPort `json:"address"`
+	Key      string         `json:"key"`   // the public key it must have, "" = none is known
+	State    string         `json:"state"` // down, connecting, bulk, up
+	Since    time.Time      `json:"since"`
+	Node     string         `json:"node"`
+	Version  string         `json:"version"`  // of its program
+	Protocol uint32         `json:"protocol"` // version that both speak
+	Groups   []PeerGroup    `json:"groups"`
+
+	LagFlows          uint64  `json:"lag_flows"` // not yet acknowledged by it
+	Lag               float64 `json:"lag_ms"`    // how long the oldest of them has waited
+	FlowsSent         uint64  `json:"flows_sent"`
+	FlowsAcked        uint64  `json:"flows_acked"` // of those sent
+	FlowsReceived     uint64  `json:"flows_received"`
+	GonesSent         uint64  `json:"gones_sent"` // ends of flows
+	GonesAcked        uint64  `json:"gones_acked"`
+	GonesReceived     uint64  `json:"gones_received"`
+	FlowsSentRate     float64 `json:"flows_sent_per_s"` // over the last seconds
+	FlowsReceivedRate float64 `json:"flows_received_per_s"`
+	BytesSent         uint64  `json:"bytes_sent"` // since the start, as the wire sees them
+	BytesReceived     uint64  `json:"bytes_received"`
+
+	BulkOut       *BulkProgress     `json:"bulk_out"` // null: none is under way
+	BulkIn        *BulkProgress     `json:"bulk_in"`
+	LastBulk      *time.Time        `json:"last_bulk"`
+	Refused       map[string]uint64 `json:"refused"`         // flows it sent that this router refused, by reason
+	RefusedByPeer map[string]uint64 `json:"refused_by_peer"` // flows it was sent and refused, by reason
+
+	ConnectionsRefused map[string]uint64 `json:"connections_refused"` // connections from its address, by reason
+	ShownKey           string            `json:"shown_key"`           // the last key that was refused there, "" = none
+	LastError          string            `json:"last_error"`          // "" = none since the start
+	LastErrorAt        *time.Time        `json:"last_error_at"`
+}
+
+// PeerGroup is a group's role as a peer tells it.
+type PeerGroup struct {
+	Name  string `json:"name"`
+	Role  Role   `json:"role"`
+	Epoch uint64 `json:"epoch"`
+}
+
+// BulkProgress is how far the transfer of a whole table has come.
+type BulkProgress struct {
+	Done  uint64 `json:"done"`
+	Total uint64 `json:"total"` // 0: not known yet
+}
+
 // Status is what "vippin status" shows.
 type Status struct {
 	Node     string        `json:"node"`
@@ -85,6 +136,9 @@ type Status struct {
 	Pins     []PinStatus   `json:"pins"`
 	Peers    []PeerStatus  `json:"peers"`
 	Warnings []string      `json:"warnings"`
+	// Connections to sync.listen that were refused, by reason: unknown_key,
+	// own_key, handshake, version, half_open.
+	ConnectionsRefused map[string]uint64 `json:"connections_refused"`
 	// Packets that no pin can answer for: of inside hosts that no pin takes
 	// (source), or without a conntrack entry (no_conntrack).
 	UnpinnedWithoutPin map[string]uint64 `json:"unpinned_without_pin"`

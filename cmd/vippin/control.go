@@ -64,6 +64,10 @@ func (c *client) VRRP(ctx context.Context) (routers []policy.VRRPStatus, err err
 	return routers, c.get(ctx, "vrrp", &routers)
 }
 
+func (c *client) Peers(ctx context.Context) (peers []policy.PeerReport, err error) {
+	return peers, c.get(ctx, "peers", &peers)
+}
+
 // Toggle returns *unknownPinsError when some VLANs have no pin, usageError
 // when the daemon cannot read the list.
 func (c *client) Toggle(ctx context.Context, action toggleAction, vlans string) (pins []policy.PinState, err error) {

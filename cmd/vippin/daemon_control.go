@@ -61,6 +61,9 @@ func (d *daemon) VRRP(ctx context.Context) (routers []policy.VRRPStatus, err err
 	return routers, err
 }
 
+// Peers has nobody to tell of until this version replicates.
+func (d *daemon) Peers(context.Context) ([]policy.PeerReport, error) { return nil, nil }
+
 func (d *daemon) Flows(ctx context.Context, yield func(policy.FlowStatus) error) error {
 	return listFlows(ctx, d.env, d.plane, yield)
 }

@@ -297,6 +297,7 @@ type fakeController struct {
 	status  policy.Status
 	pins    []policy.PinStatus
 	vrrp    []policy.VRRPStatus
+	peers   []policy.PeerReport
 	flows   []policy.FlowStatus
 	flowErr error // after the flows
 	reload  policy.DryRun
@@ -305,10 +306,11 @@ type fakeController struct {
 	toggled chan toggleAction
 }
 
-func (c *fakeController) Status(context.Context) (policy.Status, error)     { return c.status, c.err }
-func (c *fakeController) Pins(context.Context) ([]policy.PinStatus, error)  { return c.pins, c.err }
-func (c *fakeController) VRRP(context.Context) ([]policy.VRRPStatus, error) { return c.vrrp, c.err }
-func (c *fakeController) Reload(context.Context) (policy.DryRun, error)     { return c.reload, c.err }
+func (c *fakeController) Status(context.Context) (policy.Status, error)      { return c.status, c.err }
+func (c *fakeController) Pins(context.Context) ([]policy.PinStatus, error)   { return c.pins, c.err }
+func (c *fakeController) VRRP(context.Context) ([]policy.VRRPStatus, error)  { return c.vrrp, c.err }
+func (c *fakeController) Peers(context.Context) ([]policy.PeerReport, error) { return c.peers, c.err }
+func (c *fakeController) Reload(context.Context) (policy.DryRun, error)      { return c.reload, c.err }
 
 func (c *fakeController) Flows(_ context.Context, yield func(policy.FlowStatus) error) error {
 	for _, f := range c.flows {

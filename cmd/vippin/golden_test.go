@@ -52,6 +52,7 @@ func sampleStatus() policy.Status {
 			{Name: "router-b", State: "up", LagFlows: 1, FlowsSent: 100, FlowsReceived: 7, LastBulk: &bulk},
 			{Name: "router-c", State: "down"},
 		},
+		ConnectionsRefused: map[string]uint64{"half_open": 120, "unknown_key": 3, "version": 0},
 		UnpinnedWithoutPin: map[string]uint64{"source": 12},
 		Warnings:           []string{"interface eth1.100.20 is absent: pin 100.20 waits for it"},
 	}

@@ -45,6 +45,13 @@ func filled[T any](list []T) []T {
 	return list
 }
 
+func filledMap(counts map[string]uint64) map[string]uint64 {
+	if counts == nil {
+		return map[string]uint64{}
+	}
+	return counts
+}
+
 // showPins writes the table of "pin ls", and below it what needs a look.
 func showPins(o *output, pins []policy.PinStatus) error {
 	if len(pins) == 0 {

@@ -18,9 +18,8 @@ func fillStatus(s policy.Status) policy.Status {
 	s.Pins = fillPins(s.Pins)
 	s.Peers = filled(s.Peers)
 	s.Warnings = filled(s.Warnings)
-	if s.UnpinnedWithoutPin == nil {
-		s.UnpinnedWithoutPin = map[string]uint64{}
-	}
+	s.UnpinnedWithoutPin = filledMap(s.UnpinnedWithoutPin)
+	s.ConnectionsRefused = filledMap(s.ConnectionsRefused)
 	return s
 }
 
@@ -65,7 +64,13 @@ func showStatus(o *output, s policy.Status, now time.Time) error {
 			return err
 		}
 	}
-	return showPeers(o, s.Peers, now)
+	if err := showPeers(o, s.Peers, now); err != nil {
+		return err
+	}
+	if text := reasons(s.ConnectionsRefused); text != "-" {
+		return o.printf("\nconnections to sync.listen that were refused: %s\n", text)
+	}
+	return nil
 }
 
 func showGroups(o *output, groups []policy.GroupStatus, now time.Time) error {

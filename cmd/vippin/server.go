@@ -24,6 +24,8 @@ type controller interface {
 	Status(ctx context.Context) (policy.Status, error)
 	Pins(ctx context.Context) ([]policy.PinStatus, error)
 	VRRP(ctx context.Context) ([]policy.VRRPStatus, error)
+	// Peers is in the order of the configuration.
+	Peers(ctx context.Context) ([]policy.PeerReport, error)
 	// Flows stops at the first error of yield and returns it.
 	Flows(ctx context.Context, yield func(policy.FlowStatus) error) error
 	// Events never blocks the daemon (see eventHub); closed after ctx's end.
@@ -106,6 +108,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /v1/status", show(s, s.control.Status))
 	mux.HandleFunc("GET /v1/pins", show(s, s.control.Pins))
 	mux.HandleFunc("GET /v1/vrrp", show(s, s.control.VRRP))
+	mux.HandleFunc("GET /v1/peers", show(s, s.control.Peers))
 	mux.HandleFunc("GET /v1/flows", s.flows)
 	mux.HandleFunc("GET /v1/events", s.events)
 	mux.HandleFunc("POST /v1/pins/{action}", s.toggle)
