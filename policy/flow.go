@@ -114,3 +114,15 @@ type PinName struct {
 	VLAN VLAN
 	VIP  netip.Addr
 }
+
+// Names is how other routers know the pin: one name for each family that it has a
+// source for.
+func (p PlanPin) Names() []PinName {
+	var names []PinName
+	for _, vip := range []netip.Addr{p.VIP4, p.VIP6} {
+		if vip.IsValid() {
+			names = append(names, PinName{VLAN: p.VLAN, VIP: vip})
+		}
+	}
+	return names
+}
