@@ -107,12 +107,28 @@ func (f Filter) message() (netlink.Message, error) {
 // Dump hands every entry that passes the filter to yield, until yield returns
 // an error, which Dump returns, or ctx ends. The table changes meanwhile:
 // entries that are born or die may be missing, and one that moves may come
-// twice. yield owns the Flow; it may use the Conn, but not for another Dump.
+// twice. The Flow is valid during the call; yield may use the Conn, but not for
+// another Dump.
 func (c *Conn) Dump(ctx context.Context, filter Filter, yield func(*Flow) error) error {
 	request, err := filter.message()
 	if err != nil {
 		return fmt.Errorf("dump conntrack: %w", err)
 	}
+	var d decoder
+	return c.dump(ctx, request, func(m netlink.Message) error {
+		flow, err := d.decode(m.Data)
+		if err != nil {
+			return fmt.Errorf("dump conntrack: %w", err)
+		}
+		if !filter.Matches(flow) {
+			return nil
+		}
+		return yield(flow)
+	})
+}
+
+// dump hands every message that answers a request to yield.
+func (c *Conn) dump(ctx context.Context, request netlink.Message, yield func(netlink.Message) error) error {
 	c.dumps.mu.Lock()
 	defer c.dumps.mu.Unlock()
 	sent, err := c.dumps.conn.Send(request)
@@ -136,7 +152,11 @@ func (c *Conn) Dump(ctx context.Context, filter Filter, yield func(*Flow) error)
 					stopped = fmt.Errorf("dump conntrack: %w", err)
 				}
 			case stopped == nil:
-				stopped = dumped(ctx, m, filter, yield)
+				if stopped = ctx.Err(); stopped != nil {
+					stopped = fmt.Errorf("dump conntrack: %w", stopped)
+				} else {
+					stopped = yield(m)
+				}
 			}
 			return nil
 		})
@@ -145,20 +165,6 @@ func (c *Conn) Dump(ctx context.Context, filter Filter, yield func(*Flow) error)
 		}
 	}
 	return stopped
-}
-
-func dumped(ctx context.Context, m netlink.Message, filter Filter, yield func(*Flow) error) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("dump conntrack: %w", err)
-	}
-	flow, err := decodeFlow(m.Data)
-	if err != nil {
-		return fmt.Errorf("dump conntrack: %w", err)
-	}
-	if !filter.Matches(flow) {
-		return nil
-	}
-	return yield(flow)
 }
 
 // Get finds the entry that has tuple as its original or its reply tuple, in

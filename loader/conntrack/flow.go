@@ -4,11 +4,8 @@ package conntrack
 
 import (
 	"fmt"
-	"math"
 	"strings"
 	"time"
-
-	"github.com/mdlayher/netlink"
 )
 
 // Status is the bit set enum ip_conntrack_status.
@@ -123,6 +120,13 @@ type SCTP struct {
 // Counters count one direction's packets as they came in.
 type Counters struct{ Packets, Bytes uint64 }
 
+// Adjustment is by how much the sequence numbers of a TCP direction are moved,
+// since a helper changed lengths: before and after a sequence number.
+type Adjustment struct {
+	Position      uint32
+	Before, After int32
+}
+
 // Flow is one conntrack entry.
 type Flow struct {
 	Orig, Reply Tuple
@@ -141,170 +145,24 @@ type Flow struct {
 	OrigCounters, ReplyCounters *Counters
 	Helper                      string    // "ftp", "sip", … or ""
 	Start, Stop                 time.Time // zero without nf_conntrack_timestamp
+	// OrigAdjust and ReplyAdjust are nil where no helper changed a direction's
+	// length. Events of other changes than these leave them out.
+	OrigAdjust, ReplyAdjust *Adjustment
 }
 
-// decodeFlow reads the payload of a CT_NEW or CT_DELETE message: struct
-// nfgenmsg and attributes. Unknown attributes are skipped.
-func decodeFlow(data []byte) (*Flow, error) {
-	if len(data) < headerLen {
-		return nil, fmt.Errorf("decode conntrack entry: %d octets are shorter than the header", len(data))
-	}
-	ad, err := newDecoder(data[headerLen:])
-	if err != nil {
-		return nil, fmt.Errorf("decode conntrack entry: %w", err)
-	}
-	flow := new(Flow)
-	zone := uint16(0)
-	for ad.Next() {
-		if ad.Type() == ctaZone {
-			zone = ad.Uint16()
-		} else {
-			flow.decodeAttr(ad)
-		}
-	}
-	if err := ad.Err(); err != nil {
-		return nil, fmt.Errorf("decode conntrack entry: %w", err)
-	}
-	if !flow.Orig.Src.IsValid() || !flow.Reply.Src.IsValid() {
-		return nil, fmt.Errorf("decode conntrack entry: without both tuples")
-	}
-	if zone != 0 { // of both directions; else a tuple may have its own
-		flow.Orig.Zone, flow.Reply.Zone = zone, zone
-	}
-	return flow, nil
+// Clone copies a flow that is only valid for the time of a call.
+func (f *Flow) Clone() *Flow {
+	c := *f
+	c.Master, c.TCP, c.SCTP = cloned(f.Master), cloned(f.TCP), cloned(f.SCTP)
+	c.OrigCounters, c.ReplyCounters = cloned(f.OrigCounters), cloned(f.ReplyCounters)
+	c.OrigAdjust, c.ReplyAdjust = cloned(f.OrigAdjust), cloned(f.ReplyAdjust)
+	return &c
 }
 
-func (f *Flow) decodeAttr(ad *netlink.AttributeDecoder) {
-	switch ad.Type() {
-	case ctaTupleOrig:
-		f.Orig = Tuple{}
-		ad.Nested(f.Orig.decode)
-	case ctaTupleReply:
-		f.Reply = Tuple{}
-		ad.Nested(f.Reply.decode)
-	case ctaTupleMaster:
-		f.Master = new(Tuple)
-		ad.Nested(f.Master.decode)
-	case ctaStatus:
-		f.Status = Status(ad.Uint32())
-	case ctaProtoInfo:
-		ad.Nested(f.decodeProtoInfo)
-	case ctaHelp:
-		ad.Nested(f.decodeHelp)
-	case ctaTimeout:
-		f.Timeout = time.Duration(ad.Uint32()) * time.Second
-	case ctaMark:
-		f.Mark = ad.Uint32()
-	case ctaID:
-		f.ID = ad.Uint32()
-	case ctaCountersOrig:
-		f.OrigCounters = new(Counters)
-		ad.Nested(f.OrigCounters.decode)
-	case ctaCountersReply:
-		f.ReplyCounters = new(Counters)
-		ad.Nested(f.ReplyCounters.decode)
-	case ctaTimestamp:
-		ad.Nested(f.decodeTimestamp)
-	}
-}
-
-func (c *Counters) decode(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case ctaCounterPackets:
-			c.Packets = ad.Uint64()
-		case ctaCounterBytes:
-			c.Bytes = ad.Uint64()
-		}
-	}
-	return nil
-}
-
-func (f *Flow) decodeTimestamp(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case ctaTimestampStart:
-			f.Start = wallTime(ad.Uint64())
-		case ctaTimestampStop:
-			f.Stop = wallTime(ad.Uint64())
-		}
-	}
-	return nil
-}
-
-// wallTime converts nanoseconds since 1970; what does not fit is no time.
-func wallTime(ns uint64) time.Time {
-	if ns == 0 || ns > math.MaxInt64 {
-		return time.Time{}
-	}
-	return time.Unix(0, int64(ns))
-}
-
-func (f *Flow) decodeHelp(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		if ad.Type() == ctaHelpName {
-			f.Helper = ad.String()
-			if len(f.Helper) > helperNameMax {
-				return fmt.Errorf("helper name of %d octets, at most %d", len(f.Helper), helperNameMax)
-			}
-		}
-	}
-	return nil
-}
-
-func (f *Flow) decodeProtoInfo(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		if ad.Type() == ctaProtoInfoTCP {
-			f.TCP = new(TCP)
-			ad.Nested(f.TCP.decode)
-		}
-		if ad.Type() == ctaProtoInfoSCTP {
-			f.SCTP = new(SCTP)
-			ad.Nested(f.SCTP.decode)
-		}
-	}
-	return nil
-}
-
-func (s *SCTP) decode(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case ctaSCTPState:
-			s.State = ad.Uint8()
-		case ctaSCTPTagOrig:
-			s.OrigTag = ad.Uint32()
-		case ctaSCTPTagReply:
-			s.ReplyTag = ad.Uint32()
-		}
-	}
-	return nil
-}
-
-func (t *TCP) decode(ad *netlink.AttributeDecoder) error {
-	for ad.Next() {
-		switch ad.Type() {
-		case ctaTCPState:
-			t.State = TCPState(ad.Uint8())
-		case ctaTCPScaleOrig:
-			t.OrigScale = ad.Uint8()
-		case ctaTCPScaleReply:
-			t.ReplyScale = ad.Uint8()
-		case ctaTCPFlagsOrig:
-			tcpFlagsAttr(ad, &t.OrigFlags)
-		case ctaTCPFlagsReply:
-			tcpFlagsAttr(ad, &t.ReplyFlags)
-		}
-	}
-	return nil
-}
-
-// tcpFlagsAttr reads a struct nf_ct_tcp_flags, whose mask means nothing here.
-func tcpFlagsAttr(ad *netlink.AttributeDecoder, to *TCPFlags) {
-	ad.Do(func(b []byte) error {
-		if len(b) != 2 {
-			return fmt.Errorf("tcp flags of %d octets, want 2", len(b))
-		}
-		*to = TCPFlags(b[0])
+func cloned[T any](p *T) *T {
+	if p == nil {
 		return nil
-	})
+	}
+	c := *p
+	return &c
 }

@@ -22,7 +22,18 @@ const (
 	News Groups = 1 << iota
 	Updates
 	Destroys
+	Expects // expectations that were made
 )
+
+var groupNumbers = [...]struct {
+	group  Groups
+	number uint32
+}{
+	{News, unix.NFNLGRP_CONNTRACK_NEW},
+	{Updates, unix.NFNLGRP_CONNTRACK_UPDATE},
+	{Destroys, unix.NFNLGRP_CONNTRACK_DESTROY},
+	{Expects, unix.NFNLGRP_CONNTRACK_EXP_NEW},
+}
 
 // EventType says what happened.
 type EventType uint8
@@ -32,6 +43,7 @@ const (
 	New     EventType = 1 + iota // an entry was made
 	Update                       // its state, mark, helper, … changed; not each timeout or counter
 	Destroy                      // it was removed
+	Expect                       // an expectation was made
 	Overrun                      // events were lost: look at the table
 )
 
@@ -43,6 +55,8 @@ func (t EventType) String() string {
 		return "UPDATE"
 	case Destroy:
 		return "DESTROY"
+	case Expect:
+		return "EXPECT"
 	case Overrun:
 		return "OVERRUN"
 	}
@@ -52,11 +66,18 @@ func (t EventType) String() string {
 // Event is one change of the table.
 type Event struct {
 	Type EventType
-	Flow *Flow // nil for Overrun. New flows lack counters and may lack what was not there yet
+	// Flow is nil for Expect and Overrun. New flows lack counters and may lack
+	// what was not there yet. Updates have what changed, both tuples, status,
+	// timeout and mark; they may lack the rest.
+	Flow        *Flow
+	Expectation *Expectation // nil but for Expect
 }
 
 // Listener is a subscription to conntrack events of one network namespace.
-type Listener struct{ socket *socket }
+type Listener struct {
+	socket  *socket
+	decoder decoder
+}
 
 // Listen subscribes in the network namespace of the calling thread. From its
 // return on, events are kept until Receive takes them.
@@ -67,22 +88,38 @@ func listen(groups Groups, buffer int) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, group := range []struct {
-		wanted Groups
-		number uint32
-	}{
-		{News, unix.NFNLGRP_CONNTRACK_NEW},
-		{Updates, unix.NFNLGRP_CONNTRACK_UPDATE},
-		{Destroys, unix.NFNLGRP_CONNTRACK_DESTROY},
-	} {
-		if groups&group.wanted == 0 {
+	l := &Listener{socket: s}
+	if err := l.Join(groups); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return l, nil
+}
+
+// Join subscribes to groups in addition, also while Receive runs.
+func (l *Listener) Join(groups Groups) error {
+	for _, g := range groupNumbers {
+		if groups&g.group == 0 {
 			continue
 		}
-		if err := s.conn.JoinGroup(group.number); err != nil {
-			return nil, errors.Join(fmt.Errorf("subscribe to conntrack events: %w", err), s.close())
+		if err := l.socket.conn.JoinGroup(g.number); err != nil {
+			return fmt.Errorf("subscribe to conntrack events: %w", err)
 		}
 	}
-	return &Listener{socket: s}, nil
+	return nil
+}
+
+// Leave ends the subscription to groups. Events that came before are still
+// received.
+func (l *Listener) Leave(groups Groups) error {
+	for _, g := range groupNumbers {
+		if groups&g.group == 0 {
+			continue
+		}
+		if err := l.socket.conn.LeaveGroup(g.number); err != nil {
+			return fmt.Errorf("unsubscribe from conntrack events: %w", err)
+		}
+	}
+	return nil
 }
 
 // Close ends the subscription and any Receive, which returns os.ErrClosed.
@@ -92,7 +129,8 @@ func (l *Listener) Close() error { return l.socket.close() }
 // until ctx ends (then it returns nil), handle returns an error (which it
 // returns) or the socket breaks. When the buffer ran over it says Overrun and
 // goes on: all that was lost was lost before, so a dump made from then on makes
-// up for it. A handle that takes long makes that likelier; it owns the Flow.
+// up for it. A handle that takes long makes that likelier. The Event's pointers
+// are valid during the call.
 func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
@@ -114,7 +152,7 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 	for {
 		var handled error
 		err := l.socket.receive(lost, func(m netlink.Message) error {
-			handled = handleEvent(ctx, m, handle)
+			handled = l.handle(ctx, m, handle)
 			return handled
 		})
 		switch {
@@ -146,7 +184,7 @@ func (l *Listener) broken(err error) error {
 	return fmt.Errorf("listen to conntrack events: %w", err)
 }
 
-func handleEvent(ctx context.Context, m netlink.Message, handle func(Event) error) error {
+func (l *Listener) handle(ctx context.Context, m netlink.Message, handle func(Event) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -158,14 +196,19 @@ func handleEvent(ctx context.Context, m netlink.Message, handle func(Event) erro
 		event.Type = New
 	case m.Header.Type == msgNew:
 		event.Type = Update
+	case m.Header.Type == msgExpectNew:
+		event.Type = Expect
 	default:
 		return nil
 	}
-	flow, err := decodeFlow(m.Data)
+	if event.Type == Expect {
+		event.Expectation, err = decodeExpectation(m.Data)
+	} else {
+		event.Flow, err = l.decoder.decode(m.Data)
+	}
 	if err != nil {
 		// What it was about is lost, as if it had not come.
 		return handle(Event{Type: Overrun})
 	}
-	event.Flow = flow
 	return handle(event)
 }

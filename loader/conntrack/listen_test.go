@@ -28,6 +28,9 @@ func (l *lab) subscribe(t *testing.T, groups Groups, buffer int) (*Listener, fun
 		go func() {
 			defer close(events)
 			err := listener.Receive(ctx, func(e Event) error {
+				if e.Flow != nil {
+					e.Flow = e.Flow.Clone()
+				}
 				events <- e
 				return nil
 			})

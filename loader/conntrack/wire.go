@@ -4,7 +4,6 @@ package conntrack
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 
 	"github.com/mdlayher/netlink"
@@ -17,6 +16,13 @@ const (
 	msgNew    = subsystem
 	msgGet    = subsystem | 1
 	msgDelete = subsystem | 2
+)
+
+// And of NFNL_SUBSYS_CTNETLINK_EXP, enum ctnl_exp_msg_types.
+const (
+	expectSubsystem = 2 << 8
+	msgExpectNew    = expectSubsystem
+	msgExpectGet    = expectSubsystem | 1
 )
 
 // enum ctattr_type.
@@ -34,6 +40,8 @@ const (
 	ctaID            = 12
 	ctaNATDst        = 13
 	ctaTupleMaster   = 14
+	ctaSeqAdjOrig    = 15
+	ctaSeqAdjReply   = 16
 	ctaZone          = 18
 	ctaTimestamp     = 20
 	ctaMarkMask      = 21
@@ -63,7 +71,8 @@ const (
 )
 
 // enums ctattr_protoinfo, ctattr_protoinfo_tcp, ctattr_protoinfo_sctp,
-// ctattr_nat, ctattr_protonat, ctattr_counters, ctattr_tstamp and ctattr_help.
+// ctattr_nat, ctattr_protonat, ctattr_counters, ctattr_tstamp, ctattr_help and
+// ctattr_seqadj.
 const (
 	ctaProtoInfoTCP  = 1
 	ctaProtoInfoSCTP = 3
@@ -88,6 +97,26 @@ const (
 	ctaTimestampStart = 1
 	ctaTimestampStop  = 2
 	ctaHelpName       = 1
+	ctaSeqAdjPosition = 1
+	ctaSeqAdjBefore   = 2
+	ctaSeqAdjAfter    = 3
+)
+
+// enums ctattr_expect and ctattr_expect_nat.
+const (
+	ctaExpectMaster   = 1
+	ctaExpectTuple    = 2
+	ctaExpectMask     = 3
+	ctaExpectTimeout  = 4
+	ctaExpectHelpName = 6
+	ctaExpectZone     = 7
+	ctaExpectFlags    = 8
+	ctaExpectClass    = 9
+	ctaExpectNAT      = 10
+	ctaExpectFunction = 11
+
+	ctaExpectNATDir   = 1
+	ctaExpectNATTuple = 2
 )
 
 // headerLen is the size of struct nfgenmsg: family, version, resource id.
@@ -117,25 +146,4 @@ func newEncoder() *netlink.AttributeEncoder {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
 	return ae
-}
-
-func newDecoder(b []byte) (*netlink.AttributeDecoder, error) {
-	ad, err := netlink.NewAttributeDecoder(b)
-	if err != nil {
-		return nil, err
-	}
-	ad.ByteOrder = binary.BigEndian
-	return ad, nil
-}
-
-// addrAttr reads an IPv4 or IPv6 address attribute of exactly size octets.
-func addrAttr(ad *netlink.AttributeDecoder, size int, to *netip.Addr) {
-	ad.Do(func(b []byte) error {
-		addr, ok := netip.AddrFromSlice(b)
-		if !ok || len(b) != size {
-			return fmt.Errorf("address of %d octets, want %d", len(b), size)
-		}
-		*to = addr
-		return nil
-	})
 }
