@@ -5,11 +5,8 @@ package conntrack
 import (
 	"errors"
 	"fmt"
-	"math"
-	"net/netip"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,201 +20,44 @@ type Ref struct {
 // Ref names the flow.
 func (f *Flow) Ref() Ref { return Ref{Orig: f.Orig, ID: f.ID} }
 
-// Entry is a native NAT entry to be: conntrack itself translates the flow,
-// provided the namespace has a chain of type nat and a rule that needs
-// conntrack, such as the masquerade rule itself. Without these the kernel's
-// hooks are not in place there and the inside address leaks.
-type Entry struct {
-	Orig Tuple // as the inside host sends
-	// NATSrc is what the source becomes: address and port, of ICMP the
-	// identifier; of protocols without ports the address alone. The zero value
-	// leaves the source alone.
-	NATSrc netip.AddrPort
-	// NATDst is what the destination becomes, for flows that were forwarded to
-	// another host as well; the zero value leaves it alone.
-	NATDst  netip.AddrPort
-	Timeout time.Duration // until a packet comes, in whole seconds, rounded up; at least 1 s
-	// Status may have SeenReply, Assured and FixedTimeout; the other bits are
-	// the kernel's affair and are left out. GRE needs FixedTimeout, and somebody
-	// who renews it: the kernel tells only the entries that it made itself how
-	// long a packet prolongs them, the others end with their first one.
-	Status Status
-	Mark   uint32
-	// TCP is required for TCP and nil else. Windows are always made liberal,
-	// since the sequence numbers are not known; the flags are ignored. The
-	// kernel takes the scales only in the state ESTABLISHED.
-	TCP *TCP
-	// SCTP is required for SCTP and nil else.
-	SCTP *SCTP
+func (r Ref) encode(to *request) {
+	to.tuple(ctaTupleOrig, &r.Orig)
+	to.zone(r.Orig.Zone)
+	if r.ID != 0 {
+		to.uint32(ctaID, r.ID)
+	}
 }
 
-// settable are the status bits that an entry may be born with.
-const settable = SeenReply | Assured | FixedTimeout
-
-// scaleMax is TCP_MAX_WSCALE, RFC 7323 section 2.3.
-const scaleMax = 14
-
-func (e Entry) check() error {
-	if err := e.Orig.checkRequest(); err != nil {
+func (r Ref) encodeDelete(to *request) error {
+	if err := r.Orig.checkRequest(); err != nil {
 		return err
 	}
-	switch {
-	case e.Timeout <= 0:
-		return errors.New("entry has no timeout")
-	case e.NATSrc.IsValid() && e.NATSrc.Addr().Is4() != e.Orig.Src.Is4():
-		return fmt.Errorf("source becomes %v of the other IP version", e.NATSrc.Addr())
-	case e.NATDst.IsValid() && e.NATDst.Addr().Is4() != e.Orig.Dst.Is4():
-		return fmt.Errorf("destination becomes %v of the other IP version", e.NATDst.Addr())
-	case (e.Orig.Proto == unix.IPPROTO_TCP) != (e.TCP != nil):
-		return errors.New("TCP, and nothing else, needs a TCP state")
-	case (e.Orig.Proto == unix.IPPROTO_SCTP) != (e.SCTP != nil):
-		return errors.New("SCTP, and nothing else, needs an SCTP state")
-	case e.TCP != nil && (e.TCP.OrigScale > scaleMax || e.TCP.ReplyScale > scaleMax):
-		return fmt.Errorf("window scales %d and %d, at most %d", e.TCP.OrigScale, e.TCP.ReplyScale, scaleMax)
-	}
+	to.begin(msgDelete, 0, familyOf(r.Orig.Src))
+	r.encode(to)
 	return nil
-}
-
-// message encodes the request. The reply tuple is the plain inverse of the
-// original and the translation a separate attribute: the kernel then works out
-// the reply tuple and the NAT state itself. Given a translated reply tuple or
-// NAT status bits it makes an entry that only looks right.
-func (e Entry) message() (netlink.Message, error) {
-	if err := e.check(); err != nil {
-		return netlink.Message{}, err
-	}
-	reply, ok := e.Orig.Inverse()
-	if !ok {
-		return netlink.Message{}, fmt.Errorf("icmp type %d has no answer", e.Orig.ICMPType)
-	}
-	ae := newEncoder()
-	e.Orig.encode(ae, ctaTupleOrig)
-	reply.encode(ae, ctaTupleReply)
-	encodeNAT(ae, ctaNATSrc, e.NATSrc, e.Orig.hasPorts())
-	encodeNAT(ae, ctaNATDst, e.NATDst, e.Orig.hasPorts())
-	ae.Uint32(ctaTimeout, seconds(e.Timeout))
-	ae.Uint32(ctaStatus, uint32(e.Status&settable|Confirmed))
-	ae.Uint32(ctaMark, e.Mark)
-	if e.Orig.Zone != 0 {
-		ae.Uint16(ctaZone, e.Orig.Zone)
-	}
-	if e.TCP != nil {
-		e.TCP.encode(ae)
-	}
-	if e.SCTP != nil {
-		e.SCTP.encode(ae)
-	}
-	attrs, err := ae.Encode()
-	if err != nil {
-		return netlink.Message{}, err
-	}
-	flags := netlink.Acknowledge | netlink.Create | netlink.Excl
-	return message(msgNew, flags, familyOf(e.Orig.Src), attrs), nil
-}
-
-func (t *TCP) encode(ae *netlink.AttributeEncoder) {
-	flags := byte(TCPLiberal | TCPWindowScale)
-	ae.Nested(ctaProtoInfo, func(info *netlink.AttributeEncoder) error {
-		info.Nested(ctaProtoInfoTCP, func(tcp *netlink.AttributeEncoder) error {
-			tcp.Uint8(ctaTCPState, uint8(t.State))
-			tcp.Uint8(ctaTCPScaleOrig, t.OrigScale)
-			tcp.Uint8(ctaTCPScaleReply, t.ReplyScale)
-			tcp.Bytes(ctaTCPFlagsOrig, []byte{flags, flags}) // value, mask
-			tcp.Bytes(ctaTCPFlagsReply, []byte{flags, flags})
-			return nil
-		})
-		return nil
-	})
-}
-
-func (s *SCTP) encode(ae *netlink.AttributeEncoder) {
-	ae.Nested(ctaProtoInfo, func(info *netlink.AttributeEncoder) error {
-		info.Nested(ctaProtoInfoSCTP, func(sctp *netlink.AttributeEncoder) error {
-			sctp.Uint8(ctaSCTPState, s.State)
-			sctp.Uint32(ctaSCTPTagOrig, s.OrigTag)
-			sctp.Uint32(ctaSCTPTagReply, s.ReplyTag)
-			return nil
-		})
-		return nil
-	})
-}
-
-func encodeNAT(ae *netlink.AttributeEncoder, kind uint16, to netip.AddrPort, ports bool) {
-	if !to.IsValid() {
-		return
-	}
-	least, most := uint16(ctaNATv4Min), uint16(ctaNATv4Max)
-	if !to.Addr().Is4() {
-		least, most = ctaNATv6Min, ctaNATv6Max
-	}
-	ae.Nested(kind, func(nat *netlink.AttributeEncoder) error {
-		nat.Bytes(least, to.Addr().AsSlice())
-		nat.Bytes(most, to.Addr().AsSlice())
-		if !ports {
-			return nil
-		}
-		nat.Nested(ctaNATProto, func(proto *netlink.AttributeEncoder) error {
-			proto.Uint16(ctaProtoNATMin, to.Port())
-			proto.Uint16(ctaProtoNATMax, to.Port())
-			return nil
-		})
-		return nil
-	})
-}
-
-// seconds rounds a positive duration up to what CTA_TIMEOUT can say.
-func seconds(d time.Duration) uint32 {
-	s := int64(d / time.Second)
-	if d%time.Second != 0 {
-		s++
-	}
-	return uint32(min(s, math.MaxInt32))
-}
-
-func encodeRef(ref Ref) ([]byte, error) {
-	if err := ref.Orig.checkRequest(); err != nil {
-		return nil, err
-	}
-	ae := newEncoder()
-	ref.Orig.encode(ae, ctaTupleOrig)
-	if ref.Orig.Zone != 0 {
-		ae.Uint16(ctaZone, ref.Orig.Zone)
-	}
-	if ref.ID != 0 {
-		ae.Uint32(ctaID, ref.ID)
-	}
-	return ae.Encode()
-}
-
-func (r Ref) deleteMessage() (netlink.Message, error) {
-	attrs, err := encodeRef(r)
-	if err != nil {
-		return netlink.Message{}, err
-	}
-	return message(msgDelete, netlink.Acknowledge, familyOf(r.Orig.Src), attrs), nil
 }
 
 // Create makes entries. The first result has one element for each, nil or an
 // *Error: ErrExist where one of the two tuples is taken. The second is an
 // error of the exchange as a whole; which entries were made is then not known.
 func (c *Conn) Create(entries []Entry) ([]error, error) {
-	b := batch{op: "create"}
-	for _, entry := range entries {
-		m, err := entry.message()
-		b.add(entry.Orig, m, err)
-	}
-	return b.run(c.requests)
+	return collect("create", len(entries), func(i int) Tuple { return entries[i].Orig },
+		func(failed func(int, error)) error { return c.CreateEach(entries, failed) })
+}
+
+// CreateEach is Create, which tells of those that failed alone: with the bare
+// error that Create puts into an *Error.
+func (c *Conn) CreateEach(entries []Entry, failed func(i int, err error)) error {
+	err := c.requests.change(len(entries), func(r *request, i int) error { return entries[i].encode(r) }, failed)
+	return wrapChange("create", len(entries), err)
 }
 
 // Delete removes entries; a destroy event follows. Results as those of
 // Create, with ErrNotExist where there is no such entry.
 func (c *Conn) Delete(refs []Ref) ([]error, error) {
-	b := batch{op: "delete"}
-	for _, ref := range refs {
-		m, err := ref.deleteMessage()
-		b.add(ref.Orig, m, err)
-	}
-	return b.run(c.requests)
+	return collect("delete", len(refs), func(i int) Tuple { return refs[i].Orig }, func(failed func(int, error)) error {
+		return c.requests.change(len(refs), func(r *request, i int) error { return refs[i].encodeDelete(r) }, failed)
+	})
 }
 
 // Replacement is an entry that takes another one's place.
@@ -232,88 +72,125 @@ type Replacement struct {
 // creation fails, the flow is left without one. Results as those of Create, of
 // the creation: ErrExist also where the old entry still is.
 func (c *Conn) Replace(replacements []Replacement) ([]error, error) {
-	b := batch{op: "replace"}
-	for _, r := range replacements {
-		create, err := r.New.message()
-		if err == nil { // else the old entry stays
-			var remove netlink.Message
-			remove, err = r.Old.deleteMessage()
-			b.extra(remove, err)
+	encode := func(r *request, i int) error {
+		old, entry := replacements[i].Old, &replacements[i].New
+		if err := entry.check(); err != nil { // the old entry stays
+			return err
 		}
-		b.add(r.New.Orig, create, err)
+		if old.encodeDelete(r) == nil {
+			r.owners[len(r.owners)-1] = nobody
+		}
+		return entry.encode(r)
 	}
-	return b.run(c.requests)
+	return collect("replace", len(replacements), func(i int) Tuple { return replacements[i].New.Orig },
+		func(failed func(int, error)) error { return c.requests.change(len(replacements), encode, failed) })
+}
+
+// Change is what becomes of an entry that is there.
+type Change struct {
+	// Tuple is its original tuple, or with Reply its reply tuple: the one on the
+	// outside, where the addresses are translated.
+	Tuple   Tuple
+	Reply   bool
+	Timeout time.Duration // as Entry.Timeout; 0: as it is. unix.EPERM with FixedTimeout
+	Status  Status        // SeenReply and Assured, which are added and never taken away
+	// Mark's bits in MarkMask are written.
+	Mark, MarkMask uint32
+	TCP            *TCP // as Entry.TCP; nil: as it is
+	SCTP           *SCTP
+}
+
+func (c *Change) encode(r *request, status bool) error {
+	if err := c.Tuple.checkRequest(); err != nil {
+		return err
+	}
+	if c.TCP != nil || c.SCTP != nil {
+		if err := checkProto(c.Tuple.Proto, c.TCP, c.SCTP); err != nil {
+			return err
+		}
+	}
+	r.begin(msgNew, 0, familyOf(c.Tuple.Src))
+	kind := uint16(ctaTupleOrig)
+	if c.Reply {
+		kind = ctaTupleReply
+	}
+	r.tuple(kind, &c.Tuple)
+	r.zone(c.Tuple.Zone)
+	if c.Timeout > 0 {
+		r.uint32(ctaTimeout, seconds(c.Timeout))
+	}
+	if status && c.Status&settable != 0 {
+		r.uint32(ctaStatus, uint32(c.Status&settable|Confirmed))
+	}
+	if c.MarkMask != 0 {
+		r.uint32(ctaMark, c.Mark&c.MarkMask)
+	}
+	if c.MarkMask != 0 && ^c.MarkMask != 0 {
+		r.uint32(ctaMarkMask, c.MarkMask)
+	}
+	r.protoInfo(c.TCP, c.SCTP)
+	return nil
+}
+
+// Update changes entries. failed is told of those that could not be, with
+// ErrNotExist where there is no such entry. The error is of the exchange as a
+// whole; which entries were changed is then not known.
+func (c *Conn) Update(changes []Change, failed func(i int, err error)) error {
+	var again []int
+	err := c.requests.change(len(changes), func(r *request, i int) error { return changes[i].encode(r, true) },
+		func(i int, err error) {
+			// The kernel wants every bit repeated that is set already, and has
+			// changed the timeout by then.
+			if errors.Is(err, unix.EBUSY) && changes[i].Status&settable != settable {
+				again = append(again, i)
+				return
+			}
+			failed(i, err)
+		})
+	if err == nil && len(again) > 0 {
+		err = c.requests.change(len(again), func(r *request, i int) error { return changes[again[i]].encode(r, false) },
+			func(i int, err error) { failed(again[i], err) })
+	}
+	return wrapChange("update", len(changes), err)
 }
 
 // SetTimeout gives entries a new timeout, in whole seconds, rounded up.
 // Results as those of Delete; the IDs are not looked at.
 func (c *Conn) SetTimeout(refs []Ref, timeout time.Duration) ([]error, error) {
-	b := batch{op: "set timeout of"}
-	for _, ref := range refs {
-		m, err := ref.timeoutMessage(timeout)
-		b.add(ref.Orig, m, err)
-	}
-	return b.run(c.requests)
+	return collect("set timeout of", len(refs), func(i int) Tuple { return refs[i].Orig }, func(failed func(int, error)) error {
+		return c.requests.change(len(refs), func(r *request, i int) error {
+			if timeout <= 0 {
+				return fmt.Errorf("timeout of %v, must be positive", timeout)
+			}
+			return (&Change{Tuple: refs[i].Orig, Timeout: timeout}).encode(r, false)
+		}, failed)
+	})
 }
 
-func (r Ref) timeoutMessage(timeout time.Duration) (netlink.Message, error) {
-	if timeout <= 0 {
-		return netlink.Message{}, fmt.Errorf("timeout of %v, must be positive", timeout)
-	}
-	attrs, err := encodeRef(Ref{Orig: r.Orig})
+// collect turns what a run says of the changes that failed into one result for
+// each.
+func collect(op string, n int, tuple func(i int) Tuple, run func(failed func(int, error)) error) ([]error, error) {
+	results := make([]error, n)
+	err := run(func(i int, err error) { results[i] = &Error{Op: op, Tuple: tuple(i), Err: err} })
 	if err != nil {
-		return netlink.Message{}, err
-	}
-	ae := newEncoder()
-	ae.Uint32(ctaTimeout, seconds(timeout))
-	change, err := ae.Encode()
-	if err != nil {
-		return netlink.Message{}, err
-	}
-	return message(msgNew, netlink.Acknowledge, familyOf(r.Orig.Src), append(attrs, change...)), nil
-}
-
-// batch gathers one request's messages and sorts out whose answer is whose.
-type batch struct {
-	op       string
-	messages []netlink.Message
-	items    []item
-}
-
-type item struct {
-	tuple   Tuple
-	message int   // index of the message whose answer counts, if err is nil
-	err     error // it could not even be encoded
-}
-
-func (b *batch) add(tuple Tuple, m netlink.Message, err error) {
-	b.items = append(b.items, item{tuple: tuple, message: len(b.messages), err: err})
-	if err == nil {
-		b.messages = append(b.messages, m)
-	}
-}
-
-// extra sends a message whose answer nobody wants.
-func (b *batch) extra(m netlink.Message, err error) {
-	if err == nil {
-		b.messages = append(b.messages, m)
-	}
-}
-
-func (b *batch) run(s *socket) ([]error, error) {
-	answers, err := s.exchange(b.messages)
-	if err != nil {
-		return nil, fmt.Errorf("%s %d conntrack entries: %w", b.op, len(b.items), err)
-	}
-	results := make([]error, len(b.items))
-	for i, item := range b.items {
-		err := item.err
-		if err == nil {
-			err = answers[item.message].err
-		}
-		if err != nil {
-			results[i] = &Error{Op: b.op, Tuple: item.tuple, Err: err}
-		}
+		return nil, wrapChange(op, n, err)
 	}
 	return results, nil
+}
+
+func wrapChange(op string, n int, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s %d conntrack entries: %w", op, n, err)
+	}
+	return nil
+}
+
+// encodeRef encodes what a look-up asks for.
+func encodeRef(ref Ref) ([]byte, error) {
+	if err := ref.Orig.checkRequest(); err != nil {
+		return nil, err
+	}
+	var r request
+	ref.encode(&r)
+	return r.buf, nil
 }

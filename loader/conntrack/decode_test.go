@@ -158,7 +158,7 @@ func TestNames(t *testing.T) {
 
 func TestEntriesThatCannotBe(t *testing.T) {
 	good := Entry{Orig: rawParsed, NATSrc: netip.MustParseAddrPort("203.0.113.1:9"), Timeout: time.Second, TCP: &TCP{}}
-	if _, err := good.message(); err != nil {
+	if err := good.encode(new(request)); err != nil {
 		t.Fatal(err)
 	}
 	for want, spoil := range map[string]func(*Entry){
@@ -175,7 +175,7 @@ func TestEntriesThatCannotBe(t *testing.T) {
 	} {
 		entry := good
 		spoil(&entry)
-		if _, err := entry.message(); err == nil || !strings.Contains(err.Error(), want) {
+		if err := entry.encode(new(request)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %q, got %v", want, err)
 		}
 	}

@@ -36,11 +36,13 @@ const (
 // ever sending one. It also hands out one message at a time from one buffer,
 // and an error message does not hide those after it.
 type socket struct {
-	mu     sync.Mutex // one exchange at a time
-	conn   *netlink.Conn
-	raw    syscall.RawConn
-	buf    []byte
-	closed atomic.Bool
+	mu       sync.Mutex // one exchange at a time
+	conn     *netlink.Conn
+	raw      syscall.RawConn
+	buf      []byte
+	request  request // of changes, which count their messages themselves
+	sequence uint32
+	closed   atomic.Bool
 }
 
 // dialSocket opens a socket in the network namespace of the calling thread.

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strconv"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -140,40 +139,4 @@ func (t Tuple) checkRequest() error {
 		return errors.New("tuple has an address with an interface, remove it")
 	}
 	return t.check()
-}
-
-// encode adds the tuple as the nested attribute kind. The zone is not in it:
-// it goes into the message's CTA_ZONE.
-func (t Tuple) encode(ae *netlink.AttributeEncoder, kind uint16) {
-	ae.Nested(kind, func(tuple *netlink.AttributeEncoder) error {
-		tuple.Nested(ctaTupleIP, func(ip *netlink.AttributeEncoder) error {
-			src, dst := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
-			if !t.Src.Is4() {
-				src, dst = ctaIPv6Src, ctaIPv6Dst
-			}
-			ip.Bytes(src, t.Src.AsSlice())
-			ip.Bytes(dst, t.Dst.AsSlice())
-			return nil
-		})
-		tuple.Nested(ctaTupleProto, t.encodeProto)
-		return nil
-	})
-}
-
-func (t Tuple) encodeProto(proto *netlink.AttributeEncoder) error {
-	proto.Uint8(ctaProtoNum, t.Proto)
-	switch t.Proto {
-	case unix.IPPROTO_ICMP:
-		proto.Uint16(ctaProtoICMPID, t.ICMPID)
-		proto.Uint8(ctaProtoICMPType, t.ICMPType)
-		proto.Uint8(ctaProtoICMPCode, t.ICMPCode)
-	case unix.IPPROTO_ICMPV6:
-		proto.Uint16(ctaProtoICMPv6ID, t.ICMPID)
-		proto.Uint8(ctaProtoICMPv6Type, t.ICMPType)
-		proto.Uint8(ctaProtoICMPv6Code, t.ICMPCode)
-	default:
-		proto.Uint16(ctaProtoSrcPort, t.SrcPort)
-		proto.Uint16(ctaProtoDstPort, t.DstPort)
-	}
-	return nil
 }
