@@ -147,11 +147,15 @@ func (r *request) zone(zone uint16) {
 	}
 }
 
-// change makes n changes, in datagrams of batchSize. encode writes the i-th one's
-// messages; the answer to the last of them counts. failed is told of those that
-// encode or the kernel refuses. An error means that the exchange itself broke;
+// answerFunc is told what the kernel says to the message of owner i: a message,
+// valid during the call, or an error.
+type answerFunc func(i int, m netlink.Message, err error)
+
+// do sends n owners' messages, in datagrams of batchSize owners. encode writes
+// the i-th one's. answer is told of those that encode or the kernel refuses, and
+// of answers other than success. An error means that the exchange itself broke;
 // what the kernel made of the messages is then not known.
-func (s *socket) change(n int, encode func(r *request, i int) error, failed func(i int, err error)) error {
+func (s *socket) do(n int, encode func(r *request, i int) error, answer answerFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := &s.request
@@ -162,20 +166,20 @@ func (s *socket) change(n int, encode func(r *request, i int) error, failed func
 			r.owner = i
 			if err := encode(r, i); err != nil {
 				r.cut(before)
-				failed(i, err)
+				answer(i, netlink.Message{}, err)
 			}
 		}
 		if len(r.starts) == 0 {
 			continue
 		}
-		if err := s.send(r, failed); err != nil {
+		if err := s.send(r, answer); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *socket) send(r *request, failed func(i int, err error)) error {
+func (s *socket) send(r *request, answer answerFunc) error {
 	first := s.sequence
 	s.sequence += uint32(len(r.starts))
 	r.seal(first)
@@ -190,18 +194,24 @@ func (s *socket) send(r *request, failed func(i int, err error)) error {
 	if err := s.conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return fmt.Errorf("set deadline of netfilter socket: %w", err)
 	}
-	for done := false; !done; {
-		err := s.receive(false, func(m netlink.Message) error {
-			i := m.Header.Sequence - first
-			if i >= uint32(len(r.starts)) || m.Header.Type != netlink.Error {
-				return nil // left over from an exchange that broke
-			}
-			if err := verdict(m); err != nil && r.owners[i] != nobody {
-				failed(r.owners[i], err)
-			}
+	done := false
+	take := func(m netlink.Message) error {
+		i := m.Header.Sequence - first
+		if i >= uint32(len(r.starts)) {
+			return nil // left over from an exchange that broke
+		}
+		var err error
+		if m.Header.Type == netlink.Error {
+			err = verdict(m)
 			done = i == uint32(len(r.starts)-1)
-			return nil
-		})
+		}
+		if r.owners[i] != nobody && (err != nil || m.Header.Type != netlink.Error) {
+			answer(r.owners[i], m, err)
+		}
+		return nil
+	}
+	for !done {
+		err := s.receive(false, take)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("wait for the kernel's answers to %d messages: nothing after %v", len(r.starts), answerTimeout)
 		}
@@ -210,4 +220,13 @@ func (s *socket) send(r *request, failed func(i int, err error)) error {
 		}
 	}
 	return nil
+}
+
+// change is do for requests that have no answer but success or failure.
+func (s *socket) change(n int, encode func(r *request, i int) error, failed func(i int, err error)) error {
+	return s.do(n, encode, func(i int, _ netlink.Message, err error) {
+		if err != nil {
+			failed(i, err)
+		}
+	})
 }

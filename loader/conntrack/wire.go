@@ -12,10 +12,11 @@ import (
 
 // Message types of the subsystem NFNL_SUBSYS_CTNETLINK, enum cntl_msg_types.
 const (
-	subsystem = 1 << 8
-	msgNew    = subsystem
-	msgGet    = subsystem | 1
-	msgDelete = subsystem | 2
+	subsystem   = 1 << 8
+	msgNew      = subsystem
+	msgGet      = subsystem | 1
+	msgDelete   = subsystem | 2
+	msgGetStats = subsystem | 5
 )
 
 // And of NFNL_SUBSYS_CTNETLINK_EXP, enum ctnl_exp_msg_types.
@@ -100,6 +101,12 @@ const (
 	ctaSeqAdjPosition = 1
 	ctaSeqAdjBefore   = 2
 	ctaSeqAdjAfter    = 3
+)
+
+// enum ctattr_stats_global.
+const (
+	ctaStatsGlobalEntries = 1
+	ctaStatsGlobalMax     = 2
 )
 
 // enums ctattr_expect and ctattr_expect_nat.
