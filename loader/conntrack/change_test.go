@@ -77,24 +77,34 @@ func TestNoOtherPort(t *testing.T) {
 	}
 }
 
-// TestForwardedPing: an echo request to one address goes to another host.
+// TestForwardedPing: an echo request to one address goes to another host, and
+// keeps its identifier unless the source is translated, too.
 func TestForwardedPing(t *testing.T) {
 	l := newLab(t, nothing)
 	asked := netip.MustParseAddr("203.0.113.9")
-	results, err := l.conn.Create([]Entry{{
-		Orig:   Tuple{Src: client4, Dst: asked, Proto: unix.IPPROTO_ICMP, ICMPType: 8, ICMPID: 77},
-		NATSrc: netip.AddrPortFrom(vip4, 4242), NATDst: netip.AddrPortFrom(server4, 0), Timeout: time.Minute,
-	}})
-	allNil(t, results, err)
 	server, client := l.server.rawICMP(server4), l.client.rawICMP(client4)
-	if _, err := client.WriteToIP(echo{8, 77, 9}.bytes(), &net.IPAddr{IP: asked.AsSlice()}); err != nil {
-		t.Fatal(err)
-	}
-	if got, saw := awaitEcho(t, server, 8); saw != vip4 || got.id != 4242 {
-		t.Fatalf("server saw %v, %+v", saw, got)
-	}
-	if got, saw := awaitEcho(t, client, 0); saw != asked || got.id != 77 {
-		t.Fatalf("client saw %v, %+v", saw, got)
+	for id, public := range map[uint16]netip.AddrPort{77: netip.AddrPortFrom(vip4, 4242), 78: netip.AddrPortFrom(client4, 78)} {
+		entry := Entry{
+			Orig:   Tuple{Src: client4, Dst: asked, Proto: unix.IPPROTO_ICMP, ICMPType: 8, ICMPID: id},
+			NATDst: netip.AddrPortFrom(server4, 0), Timeout: time.Minute,
+		}
+		if public.Addr() != client4 {
+			entry.NATSrc = public
+		}
+		results, err := l.conn.Create([]Entry{entry})
+		allNil(t, results, err)
+		if _, err := client.WriteToIP(echo{8, id, 9}.bytes(), &net.IPAddr{IP: asked.AsSlice()}); err != nil {
+			t.Fatal(err)
+		}
+		if got, saw := awaitEcho(t, server, 8); saw != public.Addr() || got.id != public.Port() {
+			t.Fatalf("server saw %v, %+v, want %v", saw, got, public)
+		}
+		if public.Addr() == client4 {
+			continue // the server has no way back
+		}
+		if got, saw := awaitEcho(t, client, 0); saw != asked || got.id != id {
+			t.Fatalf("client saw %v, %+v", saw, got)
+		}
 	}
 }
 

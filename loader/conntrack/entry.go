@@ -138,7 +138,7 @@ func (e *Entry) encodeNAT(r *request) {
 	if !dst.IsValid() {
 		dst = e.Orig.Destination()
 	}
-	if e.Orig.IsICMP() { // the kernel looks at the identifier, which only the source changes
+	if e.Orig.IsICMP() { // else the kernel gives it another identifier
 		dst = netip.AddrPortFrom(dst.Addr(), e.Orig.ICMPID)
 	}
 	ports := e.Orig.hasPorts()
