@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"vippin/loader/conntrack"
@@ -30,6 +31,10 @@ type Replica struct {
 	options atomic.Pointer[replicaOptions]
 	index   atomic.Pointer[replicaIndex]
 	skipped skipCounters
+
+	activeMu sync.Mutex
+	active   atomic.Bool
+	turned   chan struct{} // active changed
 }
 
 // NewReplica opens a Replica for the conntrack table of the calling thread's
@@ -43,7 +48,7 @@ func (d *Dataplane) NewReplica(opts ReplicaOptions) (*Replica, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), conn.Close())
 	}
-	r := &Replica{d: d, log: opts.Log, conn: conn, listener: listener}
+	r := &Replica{d: d, log: opts.Log, conn: conn, listener: listener, turned: make(chan struct{}, 1)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}

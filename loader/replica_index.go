@@ -36,7 +36,9 @@ func (p *replicaPin) name(is4 bool) policy.PinName {
 type replicaEnd struct {
 	slot    uint32
 	ifindex int
-	unique  bool // an address of the router's own; else a VIP
+	unique  bool   // an address of the router's own; else a VIP
+	enabled bool   // a pin there is on
+	group   string // of all pins there, "" = they are in several
 }
 
 // ownership says what an address is to this router; the zero value: nothing.
@@ -88,11 +90,26 @@ func (x *replicaIndex) addInterface(face *policy.PlanInterface) {
 	if face.Slot == 0 {
 		return
 	}
-	for _, unique := range face.Uniques {
-		x.ends[unique] = append(x.ends[unique], replicaEnd{slot: face.Slot, ifindex: face.Index, unique: true})
+	end := replicaEnd{slot: face.Slot, ifindex: face.Index}
+	first := true
+	for _, pin := range x.pins {
+		if pin.Slot != face.Slot || pin.Retired {
+			continue
+		}
+		end.enabled = end.enabled || pin.Enabled
+		if first {
+			end.group = pin.group
+		} else if end.group != pin.group {
+			end.group = ""
+		}
+		first = false
 	}
 	for _, vip := range face.VIPs {
-		x.ends[vip] = append(x.ends[vip], replicaEnd{slot: face.Slot, ifindex: face.Index})
+		x.ends[vip] = append(x.ends[vip], end)
+	}
+	end.unique = true
+	for _, unique := range face.Uniques {
+		x.ends[unique] = append(x.ends[unique], end)
 	}
 }
 
