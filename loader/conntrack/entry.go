@@ -138,11 +138,9 @@ func (e *Entry) encodeNAT(r *request) {
 	if !dst.IsValid() {
 		dst = e.Orig.Destination()
 	}
-	if e.Orig.IsICMP() { // else the kernel gives it another identifier
-		dst = netip.AddrPortFrom(dst.Addr(), e.Orig.ICMPID)
-	}
+	// ICMP has one identifier, and the source's translation, which comes last, gives it.
 	ports := e.Orig.hasPorts()
-	r.nat(ctaNATDst, dst, ports)
+	r.nat(ctaNATDst, dst, ports && !e.Orig.IsICMP())
 	r.nat(ctaNATSrc, src, ports)
 }
 
