@@ -161,7 +161,7 @@ func TestErrorsWithThePinOff(t *testing.T) {
 			s.vippin(s.RA, "pin", "off", "2")
 			defer s.vippin(s.RA, "pin", "on", "2")
 			s.hops(socket, s.Hosts[0], ends, f)
-			s.must(inside.Close())
+			s.hangUp(inside, told)
 			s.must(server.Send([]byte("too late")))
 			s.outward(s.Server, told, f.portUnreachable)
 			s.nothingLeaks()

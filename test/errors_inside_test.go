@@ -48,6 +48,16 @@ func (s *errorScene) talk(host *lab.Node, from netip.Addr, f family) (inside, se
 	return inside, server, ends
 }
 
+// hangUp has the port of an inside host's socket closed at once. Closing alone may
+// take a while: a child that another test has forked holds a copy of the socket,
+// which takes what comes, until it executes its program (O_CLOEXEC). Connected to
+// somebody else, every copy is deaf to the server.
+func (s *errorScene) hangUp(inside *traffic.ErrorSocket, ends flowEnds) {
+	s.t.Helper()
+	s.must(inside.Connect(lab.Port(ends.remote.Addr(), closedPort)))
+	s.must(inside.Close())
+}
+
 // What the server sends meets a link inside that takes smaller packets: this
 // router's own, or one behind a further router.
 func TestPathMTUInside(t *testing.T) {
@@ -133,7 +143,7 @@ func TestPortUnreachableInside(t *testing.T) {
 	s := setInside(t, "gone", lab.Options{Offloads: lab.OffloadsOff})
 	s.inEachMode(func(s *errorScene, f family) {
 		inside, server, ends := s.talk(s.Hosts[0], f.of(lab.HostEnds(0)), f)
-		s.must(inside.Close())
+		s.hangUp(inside, ends)
 		s.must(server.Send([]byte("too late")))
 		s.tells(server, syscall.ECONNREFUSED, f.portUnreachable, ends.public.Addr())
 		s.outward(s.Server, ends, f.portUnreachable)
