@@ -39,14 +39,16 @@ fuzz:
 	@test/setup.sh build
 	test/fuzz.sh $(FUZZTIME)
 
-# The BPF objects are committed: building vippin needs no clang.
+# The BPF objects and the messages of peers are committed: building vippin needs
+# neither clang nor protoc.
+GENERATED := ./bpf ./policy/natsync
 generate:
 	@test/setup.sh build generate
-	$(GO) generate ./bpf
+	$(GO) generate $(GENERATED)
 
 generate-check: generate
-	@git diff --exit-code --stat -- bpf || \
-		{ echo 'the committed BPF objects are not those of the source: run make generate and commit' >&2; exit 1; }
+	@git diff --exit-code --stat -- $(GENERATED) || \
+		{ echo 'what is committed as generated is not what the source gives: run make generate and commit' >&2; exit 1; }
 
 lint:
 	@test/setup.sh build lint

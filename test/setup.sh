@@ -20,6 +20,7 @@ for what in "$@"; do
 	generate)
 		need clang-19 clang-19
 		need llvm-strip-19 llvm-19
+		need protoc protobuf-compiler
 		[ -e /usr/include/bpf/bpf_helpers.h ] || packages="$packages libbpf-dev"
 		[ -e /usr/include/linux/bpf.h ] || packages="$packages linux-libc-dev"
 		;;

@@ -3,9 +3,10 @@
 package natsync
 
 import (
-	"context"
 	"errors"
-	"io"
+	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"vippin/policy"
@@ -19,6 +20,7 @@ var (
 	ErrStalled  = errors.New("peer does not read")
 	ErrVersion  = errors.New("no common version")
 	ErrProtocol = errors.New("peer breaks the protocol")
+	ErrSequence = fmt.Errorf("%w: sequence of batches", ErrProtocol)
 )
 
 // Config is what a session needs to know.
@@ -39,6 +41,7 @@ type Handler interface {
 	State(State)
 	// Batch returns the flows it did not take. The slices of b are valid until it
 	// returns, the Extra of a flow for ever. The acknowledgement goes out after it.
+	// The peer promises that a key is in b once only; the session does not look.
 	Batch(b *Batch) []Refusal
 	BulkBegin(groups []string)
 	BulkEnd(groups []string, count uint64) // the bulk is complete: what it did not have is gone
@@ -49,76 +52,157 @@ type Handler interface {
 
 // Session is a connection with a peer. It serves one Run; a reconnect takes a new
 // one. What is put before Run waits; what is put after it is dropped. All methods
-// may be called by several goroutines at once.
-type Session struct{}
+// may be called by several goroutines at once, but there is one bulk at a time.
+type Session struct {
+	config  Config
+	calls   sync.Mutex // of the handler, one at a time
+	done    chan struct{}
+	wake    chan struct{} // the writer has something to do
+	greeted chan struct{} // our hello is with the peer
+	ready   chan struct{} // the peer's hello is here
+	lost    chan struct{} // the queue ran over
+	alive   watch
+
+	mu       sync.Mutex // guards what follows; no call of the handler is made under it
+	closed   bool
+	queue    queue
+	state    State
+	stateDue bool
+	wanted   []string      // groups to ask a bulk of
+	room     chan struct{} // closed when a bulk may go on; nil = nobody waits
+	bulk     bulkOut
+	acks     acks
+	sent     uint64 // seq of the last batch
+	acked    uint64 // seq of the last one that the peer has acknowledged
+	stats    Stats
+}
+
+// bulkOut is the bulk that is told to the peer.
+type bulkOut struct {
+	number uint64
+	open   bool   // begun and neither ended nor lost
+	ended  bool   // its end was sent
+	last   uint64 // seq of the last batch before that
+}
 
 // NewSession makes a session that has not begun.
-func NewSession(Config) *Session { return &Session{} }
+func NewSession(c Config) *Session {
+	if c.MinVersion == 0 {
+		c.MinVersion = MinVersion
+	}
+	if c.MaxVersion == 0 {
+		c.MaxVersion = MaxVersion
+	}
+	if c.Beat == 0 {
+		c.Beat = 500 * time.Millisecond
+	}
+	if c.QueueLimit == 0 {
+		c.QueueLimit = 65536
+	}
+	if c.Now == nil {
+		start := time.Now()
+		c.Now = func() time.Duration { return time.Since(start) }
+	}
+	return &Session{
+		config:  c,
+		done:    make(chan struct{}),
+		wake:    make(chan struct{}, 1),
+		greeted: make(chan struct{}),
+		ready:   make(chan struct{}),
+		lost:    make(chan struct{}, 1),
+		queue:   newQueue(),
+		stats:   Stats{Sent: newTraffic(), Received: newTraffic()},
+	}
+}
 
-// Run talks with the peer until ctx ends, the peer goes or breaks the protocol, and
-// says which. It closes conn and waits for its goroutines.
-func (s *Session) Run(ctx context.Context, conn io.ReadWriteCloser) error { return ErrClosed }
-
-// SetState is told to the peer at once and repeated every beat. The latest wins.
-func (s *Session) SetState(State) {}
+// SetState is told to the peer at once and repeated every beat. The latest wins. The
+// session keeps the slices. What the peer would not take is left out: more than
+// MaxGroups and MaxPins, and names longer than MaxName.
+func (s *Session) SetState(state State) {
+	s.mu.Lock()
+	s.state, s.stateDue = state, true
+	s.mu.Unlock()
+	poke(s.wake)
+}
 
 // Put tells of a flow that is new or changed. What waits of the same key is
 // replaced. f is copied, its Extra is not: it must not change any more.
-func (s *Session) Put(f *policy.Flow) {}
+func (s *Session) Put(f *policy.Flow) {
+	err := checkFlow(f)
+	s.enqueue(err, func(now time.Duration) { s.queue.put(now, f) })
+}
 
 // Gone tells that a flow has ended, and replaces what waits of the same key.
-func (s *Session) Gone(g Gone) {}
+func (s *Session) Gone(g Gone) {
+	err := checkGone(&g)
+	s.enqueue(err, func(now time.Duration) { s.queue.gone(now, &g) })
+}
 
-// Expect tells of an expectation. It is not kept for a peer that comes later.
-func (s *Session) Expect(e *policy.Expectation) {}
+// Expect tells of an expectation. It is not kept for a peer that comes later, nor is
+// it part of a bulk.
+func (s *Session) Expect(e *policy.Expectation) {
+	err := checkExpectation(e)
+	copied := *e
+	s.enqueue(err, func(now time.Duration) { s.queue.mark(now, entryExpectation, &copied) })
+}
 
-// BeginBulk begins to tell of all flows of some groups, "" being those without a
-// group. about is how many there will be, 0 if that is unknown; it is for the peer
-// to show. An earlier bulk that was not ended is given up.
-func (s *Session) BeginBulk(groups []string, about uint64) {}
+// enqueue puts an entry that makes sense in the queue, which may run over.
+func (s *Session) enqueue(invalid error, put func(now time.Duration)) {
+	now := s.config.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	if invalid != nil {
+		s.stats.Invalid++
+		return
+	}
+	put(now)
+	if s.queue.len() > s.config.QueueLimit {
+		s.overflow()
+	}
+	poke(s.wake)
+}
 
-// PutBulk tells of a flow of the bulk, unless something newer of its key waits. It
-// waits while much does. ErrLost: the bulk was given up, begin another.
-func (s *Session) PutBulk(ctx context.Context, f *policy.Flow) error { return ErrClosed }
-
-// EndBulk tells the peer that what the bulk did not have is gone.
-func (s *Session) EndBulk() {}
+// overflow drops all that waits. The peer must not sweep at the end of a bulk that
+// is not whole, so its end is dropped or will not come.
+func (s *Session) overflow() {
+	s.stats.Lost++
+	s.stats.Dropped += uint64(s.queue.drop())
+	s.bulk.open = false
+	s.stats.Sent.Bulk.Running = false
+	s.makeRoom()
+	poke(s.lost)
+}
 
 // RequestBulk asks the peer for a bulk.
-func (s *Session) RequestBulk(groups []string) {}
+func (s *Session) RequestBulk(groups []string) {
+	s.mu.Lock()
+	s.wanted = usable(slices.Concat(s.wanted, groups))
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+// usable leaves out what the peer would not take, and what comes twice.
+func usable(groups []string) []string {
+	groups = slices.Clone(groups)
+	slices.Sort(groups)
+	groups = slices.DeleteFunc(slices.Compact(groups), func(name string) bool { return checkName(name) != nil })
+	return groups[:min(len(groups), MaxGroups)]
+}
 
 // Pending tells whether something of a flow waits or is not yet acknowledged.
-func (s *Session) Pending(key policy.FlowKey) bool { return false }
-
-// Stats tells how the session does.
-func (s *Session) Stats() Stats { return Stats{} }
-
-// Stats is how a session does.
-type Stats struct {
-	Version        uint32 // in use, 0 before the peer's hello
-	Peer           Hello
-	Lag            int           // entries waiting or unacknowledged
-	Age            time.Duration // of the oldest of them
-	Acknowledged   uint64        // flows and gones that the peer has acknowledged
-	Lost           uint64        // times that the queue ran over
-	Dropped        uint64        // entries that were dropped with it
-	Invalid        uint64        // flows of ours that make no sense, not sent
-	Unnamed        uint64        // flows of ours whose pin or group State does not have, not sent
-	Ignored        uint64        // frames of kinds that this version does not know
-	Sent, Received Traffic
+func (s *Session) Pending(key policy.FlowKey) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queue.pending(key)
 }
 
-// Traffic is what went one way.
-type Traffic struct {
-	Bytes, Batches, Flows, Gones, Expectations uint64
-	Refused                                    map[Reason]uint64 // of the flows
-	Bulk                                       Bulk
-}
-
-// Bulk is how far the last bulk is. A bulk that was acknowledged to its end has
-// Done.
-type Bulk struct {
-	Running, Done bool
-	Flows         uint64 // so far
-	Total         uint64 // 0 = unknown
+// poke wakes who waits on c, now or when it comes to wait.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }

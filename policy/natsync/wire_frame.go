@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package natsync
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// frameKind is the number of a field of WireFrame, 0 = none that this version knows.
+type frameKind protowire.Number
+
+const (
+	frameHello       frameKind = 1
+	frameState       frameKind = 2
+	frameBatch       frameKind = 3
+	frameAck         frameKind = 4
+	frameBulkBegin   frameKind = 5
+	frameBulkEnd     frameKind = 6
+	frameBulkRequest frameKind = 7
+	lastFrame                  = frameBulkRequest
+)
+
+func (k frameKind) String() string {
+	field := (*WireFrame)(nil).ProtoReflect().Descriptor().Fields().ByNumber(protowire.Number(k))
+	if field == nil {
+		return fmt.Sprintf("frame %d", int32(k))
+	}
+	return string(field.Name())
+}
+
+// appendFrame writes a frame with its length before it.
+func appendFrame(b []byte, kind frameKind, payload []byte) []byte {
+	size := protowire.SizeTag(protowire.Number(kind)) + protowire.SizeBytes(len(payload))
+	b = protowire.AppendVarint(b, uint64(size))
+	b = protowire.AppendTag(b, protowire.Number(kind), protowire.BytesType)
+	return protowire.AppendBytes(b, payload)
+}
+
+func appendMessage(b []byte, kind frameKind, m proto.Message) ([]byte, error) {
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		return b, fmt.Errorf("write %s: %w", kind, err)
+	}
+	return appendFrame(b, kind, payload), nil
+}
+
+// frameReader takes a stream apart into frames.
+type frameReader struct {
+	from *bufio.Reader
+	buf  []byte
+}
+
+// next returns a frame without its length, valid until the next call. io.EOF: the
+// peer has ended the stream between two frames. A length over MaxFrame is refused
+// before anything is allocated.
+func (r *frameReader) next() ([]byte, error) {
+	size, err := binary.ReadUvarint(r.from)
+	if err != nil {
+		return nil, err
+	}
+	if size > MaxFrame {
+		return nil, fmt.Errorf("%w: frame of %d octets, over %d", ErrProtocol, size, MaxFrame)
+	}
+	if uint64(cap(r.buf)) < size {
+		r.buf = make([]byte, size)
+	}
+	r.buf = r.buf[:size]
+	if _, err := io.ReadFull(r.from, r.buf); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	return r.buf, nil
+}
+
+// splitFrame finds the message in a WireFrame.
+func splitFrame(b []byte) (kind frameKind, payload []byte, err error) {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return 0, nil, fmt.Errorf("read a tag: %w", protowire.ParseError(n))
+		}
+		used := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if used < 0 {
+			return 0, nil, fmt.Errorf("field %d: %w", num, protowire.ParseError(used))
+		}
+		if num <= protowire.Number(lastFrame) && typ == protowire.BytesType {
+			if kind != 0 {
+				return 0, nil, fmt.Errorf("%s and %s in one", kind, frameKind(num))
+			}
+			kind = frameKind(num)
+			payload, _ = protowire.ConsumeBytes(b[n:])
+		}
+		b = b[n+used:]
+	}
+	return kind, payload, nil
+}
