@@ -91,11 +91,11 @@ type PeerReport struct {
 	LagFlows          uint64  `json:"lag_flows"` // not yet acknowledged by it
 	Lag               float64 `json:"lag_ms"`    // how long the oldest of them has waited
 	FlowsSent         uint64  `json:"flows_sent"`
-	FlowsAcked        uint64  `json:"flows_acked"` // of those sent
 	FlowsReceived     uint64  `json:"flows_received"`
 	GonesSent         uint64  `json:"gones_sent"` // ends of flows
-	GonesAcked        uint64  `json:"gones_acked"`
 	GonesReceived     uint64  `json:"gones_received"`
+	Acked             uint64  `json:"acked"`            // flows and ends sent that it has dealt with, refused ones among them
+	Overruns          uint64  `json:"overruns"`         // times that what waited for it was too much; a bulk follows
 	FlowsSentRate     float64 `json:"flows_sent_per_s"` // over the last seconds
 	FlowsReceivedRate float64 `json:"flows_received_per_s"`
 	BytesSent         uint64  `json:"bytes_sent"` // since the start, as the wire sees them
@@ -107,7 +107,7 @@ type PeerReport struct {
 	Refused       map[string]uint64 `json:"refused"`         // flows it sent that this router refused, by reason
 	RefusedByPeer map[string]uint64 `json:"refused_by_peer"` // flows it was sent and refused, by reason
 
-	ConnectionsRefused map[string]uint64 `json:"connections_refused"` // connections from its address, by reason
+	ConnectionsRefused map[string]uint64 `json:"connections_refused"` // connections to sync.listen from its address, by reason
 	ShownKey           string            `json:"shown_key"`           // the last key that was refused there, "" = none
 	LastError          string            `json:"last_error"`          // "" = none since the start
 	LastErrorAt        *time.Time        `json:"last_error_at"`
