@@ -32,6 +32,8 @@ type Replica struct {
 	index   atomic.Pointer[replicaIndex]
 	skipped skipCounters
 
+	installer installer // of what changes entries
+
 	activeMu sync.Mutex
 	active   atomic.Bool
 	turned   chan struct{} // active changed
