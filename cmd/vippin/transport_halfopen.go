@@ -4,6 +4,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 
 	"vippin/policy"
@@ -20,9 +21,10 @@ const (
 // halfOpen counts the connections that are in their handshake.
 type halfOpen struct {
 	mu     sync.Mutex
-	share  int                // of each peer's address
-	peers  map[netip.Addr]int // those in use
-	others int
+	share  int                 // kept for each peer's address
+	peers  map[netip.Addr]*int // in use of the share
+	left   []*int              // of addresses that are no peer's any more
+	others int                 // in use by anybody
 }
 
 // reserve keeps places for these peers; those in use stay so.
@@ -30,22 +32,24 @@ func (h *halfOpen) reserve(peers []policy.PeerConfig) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	before := h.peers
-	h.peers = make(map[netip.Addr]int, len(peers))
+	h.peers = make(map[netip.Addr]*int, len(peers))
 	for _, peer := range peers {
-		if len(h.peers) == halfOpenPeers {
-			break
-		}
 		addr := peer.Address.Addr().Unmap()
+		if len(h.peers) == halfOpenPeers || h.peers[addr] != nil {
+			continue
+		}
 		h.peers[addr] = before[addr]
+		if h.peers[addr] == nil {
+			h.peers[addr] = new(int)
+		}
+		delete(before, addr)
+	}
+	for _, used := range before {
+		h.left = append(h.left, used)
 	}
 	h.share = halfOpenPerPeer
 	if len(h.peers) > 0 {
 		h.share = min(h.share, halfOpenPeers/len(h.peers))
-	}
-	for addr, used := range before {
-		if _, stays := h.peers[addr]; !stays {
-			h.others += used
-		}
 	}
 }
 
@@ -53,24 +57,32 @@ func (h *halfOpen) reserve(peers []policy.PeerConfig) {
 func (h *halfOpen) enter(from netip.Addr) (leave func(), ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if used, isPeer := h.peers[from]; isPeer && used < h.share {
-		h.peers[from]++
-		return func() { h.leave(from) }, true
+	h.left = slices.DeleteFunc(h.left, func(used *int) bool { return *used == 0 })
+	free := halfOpenMax - h.others
+	for _, used := range h.left {
+		free -= *used
 	}
-	if h.others >= halfOpenMax-h.share*len(h.peers) {
+	kept := 0 // of the free ones, for peers
+	for _, used := range h.peers {
+		free -= *used
+		kept += h.share - min(*used, h.share)
+	}
+	switch used := h.peers[from]; {
+	case free <= 0:
+		return nil, false
+	case used != nil && *used < h.share:
+		return h.take(used), true
+	case free <= kept:
 		return nil, false
 	}
-	h.others++
-	return func() { h.leave(netip.Addr{}) }, true
+	return h.take(&h.others), true
 }
 
-// leave gives the place back of a peer's address, or of another.
-func (h *halfOpen) leave(peer netip.Addr) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, isPeer := h.peers[peer]; isPeer {
-		h.peers[peer]--
-		return
+func (h *halfOpen) take(used *int) (leave func()) {
+	*used++
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		*used--
 	}
-	h.others--
 }

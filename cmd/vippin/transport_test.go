@@ -52,6 +52,7 @@ func newPair(t *testing.T) (a, b *side) {
 	if lessKey(b.public, a.public) {
 		a.transport, b.transport = b.transport, a.transport
 		a.transport.serve, b.transport.serve = a.serve, b.serve
+		a.log, b.log = b.log, a.log
 	}
 	return a, b
 }
@@ -124,6 +125,9 @@ func (s *side) start(config policy.SyncConfig) (stop func()) {
 		}
 	})
 	s.t.Cleanup(stop)
+	for _, peer := range config.Peers {
+		waitFor(s.t, func() bool { _, known := s.Peer(peer.Name); return known })
+	}
 	return stop
 }
 
