@@ -104,6 +104,7 @@ type follower struct {
 	reader *flowReader
 	event  FlowEvent
 	waits  waits
+	held   []heldExpectation
 	wakes  time.Duration // when run looks at what waits, CLOCK_MONOTONIC
 	missed bool          // too many waited
 }
@@ -136,7 +137,7 @@ func (f *follower) run(ctx context.Context) error {
 func (f *follower) turn() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.waits, f.missed = newWaits(), false
+	f.waits, f.held, f.missed = newWaits(), nil, false
 	if !f.r.active.Load() {
 		return nil
 	}
@@ -164,7 +165,8 @@ func (f *follower) happened(event conntrack.Event) error {
 	case conntrack.Destroy:
 		return f.gone(event.Flow)
 	case conntrack.Expect:
-		return f.expected(event.Expectation)
+		f.hold(event.Expectation)
+		return nil
 	case conntrack.Overrun:
 		return f.tell(FlowEvent{Kind: FlowsLost})
 	}
@@ -265,13 +267,4 @@ func (f *follower) gone(entry *conntrack.Flow) error {
 		}
 	}
 	return f.tell(FlowEvent{Kind: FlowGone, Flow: &x.flow, Ifindex: x.ifindex()})
-}
-
-// expected tells of an expectation if its master is told.
-func (f *follower) expected(e *conntrack.Expectation) error {
-	told, err := f.r.expectation(f.reader, e)
-	if err != nil || told == nil {
-		return err
-	}
-	return f.tell(FlowEvent{Kind: ExpectationSeen, Expectation: told})
 }

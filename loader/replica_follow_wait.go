@@ -4,6 +4,7 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"vippin/policy"
@@ -114,11 +115,17 @@ func (f *follower) wait(before *waiting, born bool) {
 func (f *follower) waitMore(key flowKey, flow *waiting) {
 	now := preciseMonotonic()
 	f.waits.add(key, flow, now)
-	if now+waitSteps[flow.step] < f.wakes {
-		select {
-		case f.sooner <- struct{}{}:
-		default:
-		}
+	f.wakeAt(now + waitSteps[flow.step])
+}
+
+// wakeAt has run look at what waits at that time, or earlier.
+func (f *follower) wakeAt(at time.Duration) {
+	if at >= f.wakes {
+		return
+	}
+	select {
+	case f.sooner <- struct{}{}:
+	default:
 	}
 }
 
@@ -143,7 +150,7 @@ func (f *follower) lookAtSome() (more bool, err error) {
 	for range looksAtOnce {
 		due, any := f.waits.pop(now)
 		if !any {
-			return false, f.makeUp()
+			return false, errors.Join(f.letGo(now), f.makeUp())
 		}
 		if err := f.look(due.key, due.flow); err != nil {
 			return false, err
@@ -191,6 +198,9 @@ func (f *follower) pause() time.Duration {
 	f.wakes = now + time.Hour
 	if at, any := f.waits.next(); any {
 		f.wakes = at
+	}
+	if len(f.held) > 0 {
+		f.wakes = min(f.wakes, f.held[0].at)
 	}
 	return max(0, f.wakes-now)
 }

@@ -129,8 +129,8 @@ func (l *Listener) Close() error { return l.socket.close() }
 // until ctx ends (then it returns nil), handle returns an error (which it
 // returns) or the socket breaks. When the buffer ran over it says Overrun and
 // goes on: all that was lost was lost before, so a dump made from then on makes
-// up for it. A handle that takes long makes that likelier. The Event's pointers
-// are valid during the call.
+// up for it. A handle that takes long makes that likelier. The Flow is valid
+// during the call.
 func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
