@@ -72,7 +72,12 @@ func (h *Hold) Gone(now time.Duration, flow *policy.Flow, ifindex int) Held {
 // survives tells whether a flow may have been in use when its entry went: a TCP
 // connection that has ended is not put back.
 func survives(flow *policy.Flow) bool {
-	return flow.To != (policy.End{}) && !(flow.Proto == protoTCP && flow.TCPState > tcpEstablished)
+	return flow.To != (policy.End{}) && !isOver(flow)
+}
+
+// isOver tells whether a flow is a TCP connection that is closing or closed.
+func isOver(flow *policy.Flow) bool {
+	return flow.Proto == protoTCP && flow.TCPState > tcpEstablished
 }
 
 // Seen cancels the end of a flow that is there again.

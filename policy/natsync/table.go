@@ -26,6 +26,7 @@ type record struct {
 	group uint16
 	peer  uint8
 	taken bool // this router has become MASTER of its group since
+	over  bool // a TCP connection that is closing: its own timeout ends it
 }
 
 // names gives names small numbers; 0 is the zero value's. They are never given
@@ -99,6 +100,7 @@ func (t *Table) Put(peer string, f *policy.Flow) {
 	t.records[f.FlowKey] = record{
 		to: f.To, round: t.round,
 		pin: uint16(t.pins.of(f.Pin)), group: uint16(t.groups.of(f.Group)), peer: uint8(t.peers.of(peer)),
+		over: isOver(f),
 	}
 }
 
@@ -134,23 +136,25 @@ func (t *Table) Stale(peer, group string, round uint32) []Record {
 	return stale
 }
 
-// Take lists the flows of a group that this router has become MASTER of. They
-// stay known as taken over.
-func (t *Table) Take(group string) []policy.FlowKey {
+// Take makes a group's flows this router's own, since it has become MASTER of the
+// group. They stay known. It returns how many there are.
+func (t *Table) Take(group string) (taken int) {
 	number, ok := t.groups.number[group]
 	if !ok {
-		return nil
+		return 0
 	}
-	var keys []policy.FlowKey
 	for key, r := range t.records {
 		if int(r.group) == number && !r.taken {
-			keys = append(keys, key)
+			taken++
 			r.taken = true
 			t.records[key] = r
 		}
 	}
-	return keys
+	return taken
 }
+
+// IsTaken tells whether a flow is one that this router has taken over.
+func (t *Table) IsTaken(key policy.FlowKey) bool { return t.records[key].taken }
 
 // Own notes that a flow passes here, whoever told of it.
 func (t *Table) Own(key policy.FlowKey) {
@@ -160,7 +164,8 @@ func (t *Table) Own(key policy.FlowKey) {
 	}
 }
 
-// Standing lists the flows that a peer told of and that were not taken over.
+// Standing lists the flows that a peer told of, that were not taken over and that
+// go on: those whose timeouts are to be refreshed.
 func (t *Table) Standing(peer string) []policy.FlowKey {
 	number, ok := t.peers.number[peer]
 	if !ok {
@@ -168,7 +173,7 @@ func (t *Table) Standing(peer string) []policy.FlowKey {
 	}
 	var keys []policy.FlowKey
 	for key, r := range t.records {
-		if int(r.peer) == number && !r.taken {
+		if int(r.peer) == number && !r.taken && !r.over {
 			keys = append(keys, key)
 		}
 	}

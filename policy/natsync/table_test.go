@@ -70,15 +70,18 @@ func TestTableTakeover(t *testing.T) {
 	if got := table.Standing("a"); len(got) != 1 || got[0].Src.Port != 1 {
 		t.Errorf("standing: %v", got)
 	}
-	if got := table.Take(core); len(got) != 1 || got[0].Src.Port != 1 {
+	if got := table.Take(core); got != 1 || !table.IsTaken(testFlow(1, udp).FlowKey) {
 		t.Errorf("taken: %v", got)
 	}
-	if table.Take(core) != nil || table.Take("another") != nil || table.Standing("a") != nil || table.Standing("x") != nil {
+	if table.Take(core) != 0 || table.Take("another") != 0 || table.IsTaken(testFlow(9, udp).FlowKey) || table.Standing("a") != nil || table.Standing("x") != nil {
 		t.Error("taken twice")
 	}
 	if record, _ := table.Get(testFlow(1, udp).FlowKey); !record.Taken || record.Peer != "a" {
 		t.Errorf("%+v", record)
 	}
+	ending := testFlow(3, protoTCP)
+	ending.TCPState = 4
+	table.Put("a", ending)
 	table.Put("a", testFlow(1, udp))
 	if got := table.Standing("a"); len(got) != 1 {
 		t.Error("a flow that went back to its MASTER does not stand ready")
