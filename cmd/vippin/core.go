@@ -34,6 +34,10 @@ type coreState struct {
 
 	follow following
 	marks  lostMarks
+
+	replication       *replication // nil: there are no peers, or it failed
+	replicationFailed string
+	replicateAt       time.Duration // when it is tried again
 }
 
 func newCoreState(config *policy.Config) coreState {
@@ -106,6 +110,7 @@ func (d *daemon) loop(ctx context.Context) error {
 	defer tick.Stop()
 	settle := time.NewTimer(0)
 	defer settle.Stop()
+	d.setReplication(d.state.config)
 	for {
 		d.sendProbes()
 		d.armTick(tick)
@@ -139,6 +144,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-retire.C:
 			d.dropRetired()
 			d.lookAround()
+			d.tryReplication()
 		case <-marks.C:
 			d.lookForMarks()
 		}
@@ -182,6 +188,7 @@ func (d *daemon) apply(plan policy.Plan) {
 		return
 	}
 	d.state.failed, d.state.retry = nil, false
+	d.tellReplication()
 }
 
 // settle lets the flows be noted that lived when pins were switched on.
@@ -224,6 +231,9 @@ func (d *daemon) decided(changes []vrrp.Change) {
 		}
 	}
 	for _, change := range changes {
+		if r := d.state.replication; r != nil && change.RoleChanged && change.Group != 0 && change.Pin == 0 {
+			r.flows.SetRole(change.Name, change.Role)
+		}
 		d.tellChange(change)
 	}
 }

@@ -55,6 +55,7 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	}
 	defer d.prober.Close()
 	tasks, ctx := errgroup.WithContext(ctx)
+	d.tasks, d.ctx = tasks, ctx
 	tasks.Go(func() error { return loader.Watch(ctx, d.links) })
 	tasks.Go(func() error { return plane.Adverts(ctx, handTo(ctx, d.adverts)) })
 	tasks.Go(func() error { return plane.Claims(ctx, handTo(ctx, d.claims)) })
@@ -88,6 +89,8 @@ type daemon struct {
 	began  time.Time
 	store  toggleStore
 	prober *loader.Prober // the loop's
+	tasks  *errgroup.Group
+	ctx    context.Context // of tasks
 
 	links   chan loader.LinkEvent
 	adverts chan policy.AdvertSeen

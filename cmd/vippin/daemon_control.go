@@ -31,8 +31,9 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 			Uptime: d.env.now().Sub(d.began).Seconds(),
 			Groups: d.state.tracker.Groups(now, d.env.now()),
 			Pins:   pins, UnpinnedWithoutPin: withoutPin,
-			Peers:    []policy.PeerStatus{},
-			Warnings: d.warnings(),
+			Peers:              d.peerStatuses(),
+			ConnectionsRefused: d.connectionsRefused(),
+			Warnings:           d.warnings(),
 		}
 	})
 	return status, err
@@ -42,6 +43,7 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 func (d *daemon) warnings() []string {
 	warnings := append([]string{}, d.state.plan.Warnings...)
 	warnings = append(warnings, d.state.trouble...)
+	warnings = append(warnings, d.replicaWarnings()...)
 	warnings = append(warnings, notYet(d.state.config)...)
 	warnings = append(warnings, marksWarnings(d.plane, d.state.config)...)
 	if d.state.failed != nil {
@@ -61,11 +63,17 @@ func (d *daemon) VRRP(ctx context.Context) (routers []policy.VRRPStatus, err err
 	return routers, err
 }
 
-// Peers has nobody to tell of until this version replicates.
-func (d *daemon) Peers(context.Context) ([]policy.PeerReport, error) { return nil, nil }
-
 func (d *daemon) Flows(ctx context.Context, yield func(policy.FlowStatus) error) error {
-	return listFlows(ctx, d.env, d.plane, yield)
+	stands := standing(alone)
+	err := d.ask(ctx, func() {
+		if r := d.state.replication; r != nil {
+			stands = r.flows.Standing
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return listFlows(ctx, d.env, d.plane, stands, yield)
 }
 
 func (d *daemon) Events(ctx context.Context) <-chan policy.Event { return d.hub.Subscribe(ctx) }
@@ -165,6 +173,8 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	report.Warnings = append(report.Warnings, restartFor(s.config, config)...)
 	d.publishPlan(s.plan, plan)
 	s.config, s.plan, s.failed, s.retry = config, plan, nil, false
+	d.setReplication(config)
+	d.tellReplication()
 	d.log.Info("reloaded", "pins", len(config.Pins), "warnings", report.Warnings)
 	d.hub.Publish(policy.Event{Kind: "reload", Detail: fmt.Sprintf("%d pins in force", len(config.Pins))})
 	return report, nil
@@ -182,8 +192,8 @@ func (d *daemon) rollBack(now time.Duration) {
 // notYet names what the configuration asks for and this version does not do.
 func notYet(config *policy.Config) []string {
 	var missing []string
-	if len(config.Sync.Peers) > 0 {
-		missing = append(missing, "sync.peers: this version does not replicate yet, a failover depends on luck")
+	if config.Sync.Mode == policy.SyncStrict {
+		missing = append(missing, "sync.mode strict: this version replicates asynchronously only, the youngest connections may break at a failover")
 	}
 	if config.Fastpath.Enabled {
 		missing = append(missing, "fastpath.enabled: this version has no fast path yet, every packet takes the stack")

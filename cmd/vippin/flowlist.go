@@ -25,7 +25,7 @@ type conntrackKey struct {
 
 // conntrackFacts is what conntrack knows of a flow and the mapping does not.
 type conntrackFacts struct {
-	client         netip.AddrPort
+	key            policy.FlowKey
 	packets, bytes *uint64 // of both directions; nil without nf_conntrack_acct
 }
 
@@ -52,7 +52,13 @@ func (v conntrackView) add(flow *conntrack.Flow) {
 	if flow.Reply.IsICMP() {
 		key.remote = netip.AddrPortFrom(key.remote.Addr(), 0)
 	}
-	facts := conntrackFacts{client: flow.Orig.Source()}
+	facts := conntrackFacts{key: policy.FlowKey{
+		Src: policy.MakeEnd(flow.Orig.Source()), Dst: policy.MakeEnd(flow.Orig.Destination()),
+		Zone: flow.Orig.Zone, Proto: flow.Orig.Proto,
+	}}
+	if flow.Orig.IsICMP() {
+		facts.key.Dst.Port = 0
+	}
 	if orig, reply := flow.OrigCounters, flow.ReplyCounters; orig != nil && reply != nil {
 		packets, bytes := orig.Packets+reply.Packets, orig.Bytes+reply.Bytes
 		facts.packets, facts.bytes = &packets, &bytes
@@ -60,23 +66,31 @@ func (v conntrackView) add(flow *conntrack.Flow) {
 	v[key] = facts
 }
 
+// standing tells where a flow came from, and whether every peer that is there
+// has it.
+type standing func(policy.FlowKey) (origin string, acked bool)
+
+// alone is the standing of flows without a daemon: nobody knows of peers.
+func alone(policy.FlowKey) (origin string, acked bool) { return originLocal, false }
+
 // flowStatus describes one mapping; now is CLOCK_MONOTONIC.
-func (v conntrackView) flowStatus(m policy.Mapping, vlan policy.VLAN, now time.Duration) policy.FlowStatus {
+func (v conntrackView) flowStatus(m policy.Mapping, vlan policy.VLAN, now time.Duration, stands standing) policy.FlowStatus {
 	flow := policy.FlowStatus{
-		VLAN: vlan, Proto: conntrack.ProtoName(m.Proto), Origin: originLocal, Acked: m.Acked,
+		VLAN: vlan, Proto: conntrack.ProtoName(m.Proto), Origin: originLocal,
 		Remote: m.Remote.String(), Public: m.Public.String(), Local: m.Local.String(),
 		Age:  max(now-m.Born, 0).Seconds(),
 		Idle: max(now-max(m.Born, m.LastOut, m.LastIn), 0).Seconds(),
 	}
 	if facts, known := v[conntrackKey{m.Proto, m.Local, m.Remote}]; known {
-		flow.Client, flow.Packets, flow.Bytes = facts.client.String(), facts.packets, facts.bytes
+		flow.Origin, flow.Acked = stands(facts.key)
+		flow.Client, flow.Packets, flow.Bytes = facts.key.Src.String(), facts.packets, facts.bytes
 	}
 	return flow
 }
 
 // listFlows describes every mapping. Without conntrack's word (no right to ask
 // it, or another network namespace's) client and counters are left out.
-func listFlows(ctx context.Context, e *env, d dataplane, yield func(policy.FlowStatus) error) error {
+func listFlows(ctx context.Context, e *env, d dataplane, stands standing, yield func(policy.FlowStatus) error) error {
 	plan, err := d.Planned()
 	if err != nil {
 		return fmt.Errorf("list flows: %w", err)
@@ -92,7 +106,7 @@ func listFlows(ctx context.Context, e *env, d dataplane, yield func(policy.FlowS
 	now := e.monotonic()
 	var stopped error
 	err = d.Flows(func(m policy.Mapping) bool {
-		stopped = yield(view.flowStatus(m, vlans[m.Pin], now))
+		stopped = yield(view.flowStatus(m, vlans[m.Pin], now, stands))
 		return stopped == nil && ctx.Err() == nil
 	})
 	if stopped != nil {

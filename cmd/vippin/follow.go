@@ -80,8 +80,11 @@ func (d *daemon) linksChanged(event loader.LinkEvent) {
 func (d *daemon) noteChanges(event loader.LinkEvent) {
 	now := d.env.monotonic()
 	d.state.follow.add(event, now)
+	d.linkShaken(event)
 	for len(d.links) > 0 {
-		d.state.follow.add(<-d.links, now)
+		event := <-d.links
+		d.state.follow.add(event, now)
+		d.linkShaken(event)
 	}
 }
 
@@ -96,8 +99,11 @@ func (d *daemon) look() (seen bool) {
 		return false
 	}
 	d.state.follow.blind = false
+	was := d.state.observed
 	d.state.observed = observed
+	d.groundLost(was)
 	d.decided(d.state.tracker.Observe(d.env.monotonic(), observed))
+	d.tellReplication()
 	return true
 }
 

@@ -70,7 +70,7 @@ func (c *cli) flowSource(ctx context.Context) (flowLister, error) {
 			return err
 		}
 		defer d.Close()
-		return listFlows(ctx, c.env, d, yield)
+		return listFlows(ctx, c.env, d, alone, yield)
 	}, nil
 }
 

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"vippin/loader"
+	"vippin/policy"
+	"vippin/policy/natsync"
+)
+
+// The rhythm of replication.
+const (
+	holdTick    = 50 * time.Millisecond  // how often held deletes are looked at
+	bulkPause   = 500 * time.Millisecond // what asks for a bulk within it gets one together; a takeover has the CPU to itself
+	replicaWait = 2 * time.Second        // before what failed is tried again
+)
+
+// flowTable is what the replicator needs of *loader.Replica.
+type flowTable interface {
+	SetOptions(policy.SyncConfig)
+	SetPlan(policy.Plan, policy.Observed)
+	SetActive(on bool)
+	Follow(ctx context.Context, handle func(*loader.FlowEvent) error) error
+	Dump(ctx context.Context, yield func(*policy.Flow) error) error
+	Expectations(ctx context.Context, yield func(*policy.Expectation) error) error
+	Install([]loader.Installation) ([]loader.Outcome, error)
+	Restore([]policy.Flow) ([]loader.Outcome, error)
+	Remove([]loader.Removal) ([]bool, error)
+	Refresh(keys []policy.FlowKey, missing func(i int)) error
+	Normalise(ctx context.Context, wanted func(*policy.FlowKey) bool) (changed int, err error)
+	InstallExpectation(*policy.Expectation) error
+	Skipped() map[string]uint64
+	Close() error
+}
+
+// replicator tells peers of this router's flows and holds theirs ready here.
+// What is decided is decided by package natsync; what is known of a flow is in
+// the kernel.
+//
+// installing is held while the kernel is made what a peer says; mu guards what is
+// known, never during a system call, so that the daemon's loop and the flow
+// events do not wait for peers.
+type replicator struct {
+	log       *slog.Logger
+	monotonic func() time.Duration
+	now       func() time.Time
+	table     flowTable
+	tasks     *errgroup.Group // what runs beside, until ctx of Run ends
+	identity  natsync.Config  // of sessions, without handler
+
+	installing sync.Mutex
+
+	mu        sync.Mutex
+	sync      policy.SyncConfig
+	authority *natsync.Authority
+	told      *natsync.Table // installed for peers
+	hold      natsync.Hold
+	uppers    map[int]int // of pinned interfaces' macvlans, the interface below
+	pins      []natsync.PinState
+	bornHere  map[string]bool         // groups of which flows may be here that no peer told of
+	flushed   []policy.Flow           // to be put back
+	taken     int                     // flows taken over whose timeouts are to be normalised
+	links     map[string]*peerLink    // by peer, those with a session
+	history   map[string]*peerHistory // by peer
+	counts    replicaCounts
+
+	wake chan struct{} // flushed or taken has something
+}
+
+// replicaCounts is what is shown of the flows, since the start.
+type replicaCounts struct {
+	Restored, NotRestored uint64 // flows that the kernel flushed
+	Normalised            uint64
+	Lost                  uint64 // conntrack events were lost, so often
+}
+
+// peerHistory outlives sessions.
+type peerHistory struct {
+	bulk     *time.Time // when the last one was finished
+	received uint64     // flows, in sessions that ended
+	sent     uint64
+}
+
+func newReplicator(e *env, log *slog.Logger, table flowTable, identity natsync.Config, key string, config *policy.Config) *replicator {
+	return &replicator{
+		log: log, monotonic: e.monotonic, now: e.now, table: table, identity: identity,
+		sync: config.Sync, authority: natsync.NewAuthority(key), told: natsync.NewTable(),
+		hold:     natsync.Hold{For: config.Sync.DeleteHold, Limit: int(config.Dataplane.MaxFlows)},
+		bornHere: make(map[string]bool),
+		links:    make(map[string]*peerLink), history: make(map[string]*peerHistory),
+		wake: make(chan struct{}, 1),
+	}
+}
+
+// Run replicates until ctx ends.
+func (r *replicator) Run(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return r.table.Follow(ctx, r.flowEvent) })
+	tasks.Go(func() error { return r.tend(ctx) })
+	tasks.Go(func() error { return r.mend(ctx) })
+	if err := tasks.Wait(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("replicate flows: %w", err)
+	}
+	return nil
+}
+
+// SetPlan says what the maps and addresses are now.
+func (r *replicator) SetPlan(plan policy.Plan, seen policy.Observed) {
+	r.table.SetPlan(plan, seen)
+	groups := make(map[uint32]string, len(plan.Groups))
+	names := make([]string, 0, len(plan.Groups))
+	for _, group := range plan.Groups {
+		groups[group.ID] = group.Name
+		names = append(names, group.Name)
+	}
+	var pins []natsync.PinState
+	for _, pin := range plan.Pins {
+		for _, name := range pin.Names() {
+			pins = append(pins, natsync.PinState{Pin: name, Group: groups[pin.Group]})
+		}
+	}
+	uppers := make(map[int]int)
+	for _, face := range plan.Interfaces {
+		for _, upper := range face.Uppers {
+			uppers[upper] = face.Index
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pins, r.uppers = pins, uppers
+	r.authority.Keep(names)
+	r.tellState()
+}
+
+// SetRole says what this router is for a group. A takeover changes nothing per
+// flow: all are in the kernel already.
+func (r *replicator) SetRole(group string, role policy.Role) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.authority.SetRole(group, role)
+	if was == role {
+		return
+	}
+	switch policy.RoleMaster {
+	case role:
+		if taken := r.told.Take(group); taken > 0 {
+			r.taken += taken
+			r.rouse()
+		}
+		r.bornHere[group] = true
+		r.bulkToAll()
+	case was:
+		// Ends that are held are not told: the group's new MASTER knows better, and
+		// would not listen. It tells what it has.
+		r.hold.Drop(group)
+		for _, link := range r.links {
+			link.session.RequestBulk([]string{group})
+		}
+	}
+	r.table.SetActive(r.authority.IsMaster())
+	r.tellState()
+}
+
+// Shaken says that an interface was set down, went, or lost an address.
+func (r *replicator) Shaken(ifindex int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if below, ok := r.uppers[ifindex]; ok {
+		ifindex = below
+	}
+	if flushed := r.hold.Shaken(r.monotonic(), ifindex); len(flushed) > 0 {
+		r.flushed = append(r.flushed, flushed...)
+		r.rouse()
+	}
+}
+
+// Set puts a changed configuration into force.
+func (r *replicator) Set(config *policy.Config) {
+	r.table.SetOptions(config.Sync)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wider := scopeChanged(r.sync, config.Sync)
+	r.sync = config.Sync
+	r.hold.For = config.Sync.DeleteHold
+	if wider {
+		r.bulkToAll()
+	}
+}
+
+// state is what peers hear of this router's groups and pins. Called with mu.
+func (r *replicator) state() natsync.State {
+	return natsync.State{Groups: r.authority.States(), Pins: r.pins}
+}
+
+func (r *replicator) tellState() {
+	for _, link := range r.links {
+		link.session.SetState(r.state())
+	}
+}
+
+// rouse lets mend look. Called with mu.
+func (r *replicator) rouse() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// bulkToAll gives every peer a bulk soon. Called with mu.
+func (r *replicator) bulkToAll() {
+	for _, link := range r.links {
+		link.askBulk()
+	}
+}
+
+// speaksFor tells whether peers hear of a group's flows from this router. Flows
+// of no group are told by every router that is MASTER of something. Called with
+// mu.
+func (r *replicator) speaksFor(group string) bool {
+	if group == "" {
+		return r.authority.IsMaster()
+	}
+	return r.authority.Role(group) == policy.RoleMaster
+}

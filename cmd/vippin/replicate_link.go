@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"vippin/policy"
+	"vippin/policy/natsync"
+)
+
+// peerLink is a session with a peer, and what belongs to it alone.
+type peerLink struct {
+	r       *replicator
+	peer    string
+	key     string // the peer's public key
+	session *natsync.Session
+	wanted  chan struct{} // a bulk is wanted
+	began   time.Time
+
+	// With the replicator's mu:
+	hello    natsync.Hello
+	greeted  bool
+	groups   []natsync.GroupState
+	rounds   map[string]uint32 // of bulks that are coming in, by group
+	missing  bool              // this router has lost flows that the peer told of
+	askedAt  time.Duration
+	refused  map[policy.FlowKey]natsync.Reason // by the peer, of late
+	bulkSent bool                              // the peer has had all once
+	marks    [2]rates                          // for the rates that are shown
+
+	// Of the session's reader alone, so that a batch makes no garbage:
+	work installWork
+}
+
+// refusedMost bounds what is remembered flow by flow; all are counted.
+const refusedMost = 16384
+
+// Serve talks with a peer over an authenticated connection until it ends.
+func (r *replicator) Serve(ctx context.Context, peer, key string, conn net.Conn) error {
+	link := &peerLink{
+		r: r, peer: peer, key: key, wanted: make(chan struct{}, 1), began: r.now(),
+		rounds: make(map[string]uint32), refused: make(map[policy.FlowKey]natsync.Reason),
+	}
+	config := r.identity
+	config.Handler = link
+	link.session = natsync.NewSession(config)
+	r.join(link)
+	defer r.leave(link)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error {
+		if err := link.session.Run(ctx, conn); err != nil {
+			return err
+		}
+		return natsync.ErrClosed // ends the bulks, too
+	})
+	tasks.Go(func() error { return link.bulks(ctx) })
+	err := tasks.Wait()
+	if errors.Is(err, natsync.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (r *replicator) join(link *peerLink) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.links[link.peer] = link
+	if r.history[link.peer] == nil {
+		r.history[link.peer] = &peerHistory{}
+	}
+	link.session.SetState(r.state())
+}
+
+func (r *replicator) leave(link *peerLink) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	history, stats := r.history[link.peer], link.session.Stats()
+	history.sent += stats.Sent.Flows
+	history.received += stats.Received.Flows
+	if r.links[link.peer] == link {
+		delete(r.links, link.peer)
+		r.authority.Gone(link.peer)
+	}
+}
+
+// askBulk has the peer told of everything soon.
+func (l *peerLink) askBulk() {
+	select {
+	case l.wanted <- struct{}{}:
+	default: // it is wanted already
+	}
+}
+
+// bulks tells the peer of every flow whenever that is wanted.
+func (l *peerLink) bulks(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.wanted:
+		}
+		pause := time.NewTimer(bulkPause)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return nil
+		case <-pause.C:
+		}
+		select {
+		case <-l.wanted: // asked again meanwhile
+		default:
+		}
+		if err := l.bulk(ctx); err != nil && ctx.Err() == nil {
+			l.r.log.Warn("tell a peer of all flows, trying again", "peer", l.peer, "error", err)
+			l.askBulk()
+		}
+	}
+}
+
+// bulk tells the peer of all flows that this router speaks for.
+func (l *peerLink) bulk(ctx context.Context) error {
+	groups := l.r.spokenFor()
+	if len(groups) == 0 {
+		l.r.bulkDone(l)
+		return nil
+	}
+	speaks := make(map[string]bool, len(groups))
+	for _, group := range groups {
+		speaks[group] = true
+	}
+	l.session.BeginBulk(groups, l.r.about())
+	err := l.r.table.Dump(ctx, func(flow *policy.Flow) error {
+		if !speaks[flow.Group] {
+			return nil
+		}
+		keepExtra(flow)
+		return l.session.PutBulk(ctx, flow)
+	})
+	if errors.Is(err, natsync.ErrLost) {
+		return nil // Lost has asked for another one
+	}
+	if err != nil {
+		return err
+	}
+	err = l.r.table.Expectations(ctx, func(e *policy.Expectation) error {
+		l.session.Expect(e)
+		return nil
+	})
+	if err != nil {
+		l.r.log.Warn("read expectations", "error", err)
+	}
+	l.session.EndBulk()
+	l.r.bulkDone(l)
+	return nil
+}
+
+// about is how many flows a bulk will have, roughly, for the peer to show.
+func (r *replicator) about() uint64 { return 0 }
+
+// spokenFor lists the groups whose flows peers hear of from this router.
+func (r *replicator) spokenFor() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	groups := r.authority.Mastered()
+	if len(groups) > 0 {
+		groups = append(groups, "")
+	}
+	return groups
+}
+
+func (r *replicator) bulkDone(link *peerLink) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	link.bulkSent = true
+	clear(link.refused)
+	now := r.now()
+	r.history[link.peer].bulk = &now
+}
+
+// masters lists the groups that the peer is believed to be MASTER of, and "".
+func (l *peerLink) masters(authority *natsync.Authority) []string {
+	groups := []string{""}
+	for _, group := range l.groups {
+		if authority.Believes(l.peer, group.Name) {
+			groups = append(groups, group.Name)
+		}
+	}
+	return groups
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+
+	"vippin/loader"
+	"vippin/policy"
+	"vippin/policy/natsync"
+)
+
+// installWork is what one batch after the other is worked on in.
+type installWork struct {
+	list     []loader.Installation
+	removals []loader.Removal
+	refusals []natsync.Refusal
+}
+
+// Hello begins the session: everything is told once.
+func (l *peerLink) Hello(hello natsync.Hello) {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	l.hello, l.greeted = hello, true
+	l.askBulk()
+}
+
+// State is what the peer says of its groups.
+func (l *peerLink) State(state natsync.State) {
+	r := l.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.links[l.peer] != l {
+		return
+	}
+	l.groups = state.Groups
+	if r.authority.Heard(l.peer, l.key, state.Groups) {
+		r.tellState()
+	}
+}
+
+// Batch makes the kernel what the peer says. Flows that take nobody's place are
+// welcome always, even from a router that is not believed to be MASTER: after a
+// split brain both sides' flows live on.
+func (l *peerLink) Batch(batch *natsync.Batch) []natsync.Refusal {
+	r := l.r
+	r.installing.Lock()
+	defer r.installing.Unlock()
+	l.removeGone(batch.Gones)
+	l.work.refusals = l.work.refusals[:0]
+	l.install(batch.Flows)
+	for i := range batch.Expectations {
+		if err := r.table.InstallExpectation(&batch.Expectations[i]); err != nil {
+			r.log.Debug("install an expectation of a peer", "peer", l.peer, "error", err)
+		}
+	}
+	return l.work.refusals
+}
+
+// install installs flows. Called with installing.
+func (l *peerLink) install(flows []policy.Flow) {
+	r, w := l.r, &l.work
+	w.list = w.list[:0]
+	r.mu.Lock()
+	for i := range flows {
+		flow := &flows[i]
+		w.list = append(w.list, loader.Installation{
+			Flow: flow, Known: r.told.Has(flow), Replace: r.authority.Believes(l.peer, flow.Group),
+		})
+	}
+	r.mu.Unlock()
+	if len(w.list) == 0 {
+		return
+	}
+	outcomes, err := r.table.Install(w.list)
+	if err != nil {
+		r.log.Error("install flows of a peer", "peer", l.peer, "error", err)
+		r.rateFailure(l)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range flows {
+		flow := &flows[i]
+		if err == nil && outcomes[i].There() {
+			r.told.Put(l.peer, flow)
+			if r.speaksFor(flow.Group) && flow.Group != "" {
+				r.told.Own(flow.FlowKey)
+			}
+			continue
+		}
+		reason := natsync.ReasonFailed
+		if err == nil {
+			reason = refusalFor(outcomes[i])
+		}
+		w.refusals = append(w.refusals, natsync.Refusal{Index: i, Reason: reason})
+	}
+}
+
+// rateFailure has the peer asked again for what could not be installed.
+func (r *replicator) rateFailure(l *peerLink) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l.missing = true
+}
+
+func refusalFor(outcome loader.Outcome) natsync.Reason {
+	switch outcome {
+	case loader.RefusedClash:
+		return natsync.ReasonClash
+	case loader.RefusedFull:
+		return natsync.ReasonFull
+	case loader.RefusedNoPin:
+		return natsync.ReasonNoPin
+	}
+	return natsync.ReasonFailed
+}
+
+// removeGone removes flows that have ended, if it is the peer's to say. Called
+// with installing.
+func (l *peerLink) removeGone(gones []natsync.Gone) {
+	r, w := l.r, &l.work
+	w.removals = w.removals[:0]
+	r.mu.Lock()
+	for i := range gones {
+		gone := &gones[i]
+		record, ok := r.told.Get(gone.Key)
+		if !ok || !r.mayRemove(l.peer, &record) || gone.To != (policy.End{}) && gone.To != record.To {
+			continue
+		}
+		r.told.Drop(gone.Key)
+		w.removals = append(w.removals, loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin})
+	}
+	r.mu.Unlock()
+	r.remove(l.peer, w.removals)
+}
+
+// mayRemove tells whether a peer's word removes a flow. Called with mu.
+func (r *replicator) mayRemove(peer string, record *natsync.Record) bool {
+	if record.Group == "" {
+		return record.Peer == peer && !record.Taken
+	}
+	return r.authority.Believes(peer, record.Group)
+}
+
+func (r *replicator) remove(peer string, list []loader.Removal) {
+	if len(list) == 0 {
+		return
+	}
+	if _, err := r.table.Remove(list); err != nil {
+		r.log.Error("remove flows that have ended at a peer", "peer", peer, "error", err)
+	}
+}
+
+// BulkBegin begins a round: what is not told of in it has ended.
+func (l *peerLink) BulkBegin(groups []string) {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	round := l.r.told.Begin()
+	for _, group := range groups {
+		l.rounds[group] = round
+	}
+}
+
+// BulkEnd removes what the round did not tell of, as far as it is the peer's to
+// say.
+func (l *peerLink) BulkEnd(groups []string, count uint64) {
+	r := l.r
+	r.installing.Lock()
+	defer r.installing.Unlock()
+	r.mu.Lock()
+	var removals []loader.Removal
+	born := make(map[string]uint32)
+	for _, group := range groups {
+		round, began := l.rounds[group]
+		delete(l.rounds, group)
+		if !began || group != "" && !r.authority.Believes(l.peer, group) {
+			continue
+		}
+		for _, record := range r.told.Stale(l.peer, group, round) {
+			r.told.Drop(record.Key)
+			removals = append(removals, loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin})
+		}
+		if group != "" && r.bornHere[group] {
+			born[group] = round
+		}
+	}
+	now := r.now()
+	r.history[l.peer].bulk = &now
+	r.mu.Unlock()
+	removals = append(removals, l.strangers(born)...)
+	r.remove(l.peer, removals)
+	if len(removals) > 0 {
+		r.log.Info("removed flows that the MASTER does not have", "peer", l.peer, "flows", len(removals))
+	}
+}
+
+// strangers finds the flows of groups that this router still has from when it was
+// their MASTER, and that a bulk did not tell of.
+func (l *peerLink) strangers(born map[string]uint32) (removals []loader.Removal) {
+	r := l.r
+	if len(born) == 0 {
+		return nil
+	}
+	err := r.table.Dump(context.Background(), func(flow *policy.Flow) error {
+		round, ok := born[flow.Group]
+		if !ok {
+			return nil
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.told.Told(flow.FlowKey, round) {
+			removals = append(removals, loader.Removal{Key: flow.FlowKey, To: flow.To, Pin: flow.Pin})
+		}
+		return nil
+	})
+	if err != nil {
+		r.log.Error("compare this router's flows with the MASTER's", "peer", l.peer, "error", err)
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for group := range born {
+		if r.authority.Role(group) != policy.RoleMaster {
+			delete(r.bornHere, group)
+		}
+	}
+	return removals
+}
+
+// BulkWanted is the peer's wish to be told of everything.
+func (l *peerLink) BulkWanted([]string) {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	l.askBulk()
+}
+
+// Refused notes which flows the peer could not take.
+func (l *peerLink) Refused(flows []policy.FlowKey, reasons []natsync.Reason) {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	for i, key := range flows {
+		if len(l.refused) < refusedMost {
+			l.refused[key] = reasons[i]
+		}
+	}
+}
+
+// Lost has the peer told of everything, since it missed something.
+func (l *peerLink) Lost() {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	l.askBulk()
+}
+
+// has tells whether the peer has acknowledged a flow. Called with mu.
+func (l *peerLink) has(key policy.FlowKey) bool {
+	_, refused := l.refused[key]
+	return l.greeted && l.bulkSent && !refused && !l.session.Pending(key)
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"vippin/loader"
+	"vippin/policy"
+	"vippin/policy/natsync"
+)
+
+// keepExtra gives a flow an Extra of its own: what the table hands over is valid
+// during the call only.
+func keepExtra(flow *policy.Flow) {
+	if flow.Extra != nil {
+		extra := *flow.Extra
+		flow.Extra = &extra
+	}
+}
+
+// flowEvent takes what conntrack tells.
+func (r *replicator) flowEvent(event *loader.FlowEvent) error {
+	if event.Flow != nil {
+		keepExtra(event.Flow)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch event.Kind {
+	case loader.FlowSeen:
+		r.flowSeen(event.Flow)
+	case loader.FlowGone:
+		r.flowGone(event)
+	case loader.FlowsLost:
+		r.counts.Lost++
+		r.bulkToAll()
+	case loader.ExpectationSeen:
+		if r.authority.IsMaster() {
+			for _, link := range r.links {
+				link.session.Expect(event.Expectation)
+			}
+		}
+	}
+	return nil
+}
+
+// flowSeen tells peers of a flow that passes here.
+func (r *replicator) flowSeen(flow *policy.Flow) {
+	if !r.speaksFor(flow.Group) {
+		return
+	}
+	r.hold.Seen(flow.FlowKey)
+	r.told.Own(flow.FlowKey)
+	for _, link := range r.links {
+		link.session.Put(flow)
+	}
+}
+
+// flowGone holds the end of a flow back. If it was held ready for a peer, this
+// router has lost it, and asks for it again.
+func (r *replicator) flowGone(event *loader.FlowEvent) {
+	flow := event.Flow
+	if record, ok := r.told.Get(flow.FlowKey); ok {
+		r.told.Drop(flow.FlowKey)
+		if !record.Taken {
+			if link := r.links[record.Peer]; link != nil {
+				link.missing = true
+			}
+			return
+		}
+	}
+	if event.Ifindex == 0 && !r.speaksFor(flow.Group) {
+		return
+	}
+	switch r.hold.Gone(event.At, flow, event.Ifindex) {
+	case natsync.Flushed:
+		r.flushed = append(r.flushed, *flow)
+		r.rouse()
+	case natsync.HoldFull:
+		r.bulkToAll()
+	}
+}
+
+// tend tells of ends that were held long enough, refreshes what stands ready for
+// peers, and asks again for what went missing here.
+func (r *replicator) tend(ctx context.Context) error {
+	tick := time.NewTicker(holdTick)
+	defer tick.Stop()
+	refreshed := r.monotonic()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		r.tellEnds()
+		r.askMissing()
+		r.measure()
+		if now := r.monotonic(); now-refreshed >= r.refreshEvery() {
+			refreshed = now
+			if err := r.refresh(ctx); err != nil {
+				r.log.Warn("refresh the timeouts of peers' flows", "error", err)
+			}
+		}
+	}
+}
+
+func (r *replicator) tellEnds() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hold.Due(r.monotonic(), func(flow *policy.Flow) {
+		if !r.speaksFor(flow.Group) {
+			return
+		}
+		for _, link := range r.links {
+			link.session.Gone(natsync.Gone{Key: flow.FlowKey, To: flow.To})
+		}
+	})
+}
+
+func (r *replicator) askMissing() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.monotonic()
+	for _, link := range r.links {
+		if link.missing && now-link.askedAt >= missingEvery {
+			link.missing, link.askedAt = false, now
+			link.session.RequestBulk(link.masters(r.authority))
+		}
+	}
+}
+
+func (r *replicator) refreshEvery() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sync.StandbyTimeout / 3
+}
+
+// refresh gives the flows that stand ready the standby timeout again, of peers
+// that are there: what is left of one that has gone ends with its timeout.
+func (r *replicator) refresh(ctx context.Context) error {
+	r.mu.Lock()
+	var keys []policy.FlowKey
+	for peer := range r.links {
+		keys = append(keys, r.told.Standing(peer)...)
+	}
+	r.mu.Unlock()
+	for chunk := range slices.Chunk(keys, refreshChunk) {
+		if ctx.Err() != nil {
+			return nil
+		}
+		var missing []policy.FlowKey
+		if err := r.table.Refresh(chunk, func(i int) { missing = append(missing, chunk[i]) }); err != nil {
+			return err
+		}
+		r.forget(missing)
+	}
+	return nil
+}
+
+// forget notes flows that this router has lost.
+func (r *replicator) forget(keys []policy.FlowKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, key := range keys {
+		record, ok := r.told.Get(key)
+		if !ok || record.Taken {
+			continue
+		}
+		r.told.Drop(key)
+		if link := r.links[record.Peer]; link != nil {
+			link.missing = true
+		}
+	}
+}
+
+const (
+	missingEvery = 5 * time.Second // between two requests for what went missing
+	refreshChunk = 1024
+)
+
+// mend puts flows back that the kernel flushed, and gives flows that were taken
+// over their ordinary timeouts.
+func (r *replicator) mend(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		}
+		for {
+			r.mu.Lock()
+			flushed := r.flushed
+			r.flushed = nil
+			r.mu.Unlock()
+			if len(flushed) == 0 {
+				break
+			}
+			r.restore(flushed)
+		}
+		r.normalise(ctx)
+	}
+}
+
+// normalise gives flows that were taken over their ordinary timeouts.
+func (r *replicator) normalise(ctx context.Context) {
+	r.mu.Lock()
+	taken := r.taken
+	r.taken = 0
+	r.mu.Unlock()
+	if taken == 0 {
+		return
+	}
+	n, err := r.table.Normalise(ctx, func(key *policy.FlowKey) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.told.IsTaken(*key)
+	})
+	if err != nil {
+		r.log.Warn("give flows that were taken over their ordinary timeouts", "error", err)
+	}
+	r.mu.Lock()
+	r.counts.Normalised += uint64(n)
+	r.mu.Unlock()
+	r.log.Info("took flows over", "flows", taken, "timeouts normalised", n)
+}
+
+func (r *replicator) restore(flows []policy.Flow) {
+	r.installing.Lock()
+	outcomes, err := r.table.Restore(flows)
+	r.installing.Unlock()
+	if err != nil {
+		r.log.Error("put flows back that the kernel flushed", "flows", len(flows), "error", err)
+	}
+	restored := 0
+	for _, outcome := range outcomes {
+		if outcome.There() {
+			restored++
+		}
+	}
+	r.mu.Lock()
+	r.counts.Restored += uint64(restored)
+	r.counts.NotRestored += uint64(len(flows) - restored)
+	r.mu.Unlock()
+	r.log.Info("the kernel flushed flows of an interface that changed, they are back", "flows", restored, "not", len(flows)-restored)
+}
+
+// scopeChanged tells whether a configuration may replicate other flows.
+func scopeChanged(was, is policy.SyncConfig) bool {
+	return was.Scope != is.Scope || was.Expect != is.Expect ||
+		!slices.Equal(was.Protocols, is.Protocols) || !slices.Equal(was.Ignore, is.Ignore)
+}
