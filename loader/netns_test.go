@@ -28,7 +28,7 @@ import (
 // own, which is in a network namespace of its own until the test ends. What runs
 // in another goroutine enters with inNamespace.
 
-func enterNamespace(t *testing.T) netns.NsHandle {
+func enterNamespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make network namespaces and load BPF programs")
@@ -69,7 +69,7 @@ func inNamespace(ns netns.NsHandle, do func() error) error {
 	return <-done
 }
 
-func up(t *testing.T, name string) netlink.Link {
+func up(t testing.TB, name string) netlink.Link {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	if err != nil {
@@ -82,7 +82,7 @@ func up(t *testing.T, name string) netlink.Link {
 }
 
 // addVeth makes a pair and returns the first end's index.
-func addVeth(t *testing.T, name, peer string) int {
+func addVeth(t testing.TB, name, peer string) int {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
@@ -96,7 +96,7 @@ func addVeth(t *testing.T, name, peer string) int {
 var directories atomic.Int32
 
 // testBPFFS is a directory of the test's own, which is gone after it.
-func testBPFFS(t *testing.T) string {
+func testBPFFS(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(bpffsRoot, fmt.Sprintf("vptest%d-%d", os.Getpid(), directories.Add(1)))
 	t.Cleanup(func() {
@@ -127,7 +127,7 @@ func (b *logBuffer) String() string {
 
 func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
 
-func mustLoad(t *testing.T, opts Options) *Dataplane {
+func mustLoad(t testing.TB, opts Options) *Dataplane {
 	t.Helper()
 	if opts.MaxFlows == 0 {
 		opts.MaxFlows = 4096 // the maps take their memory at once
@@ -140,7 +140,7 @@ func mustLoad(t *testing.T, opts Options) *Dataplane {
 	return d
 }
 
-func mustApply(t *testing.T, d *Dataplane, plan policy.Plan) {
+func mustApply(t testing.TB, d *Dataplane, plan policy.Plan) {
 	t.Helper()
 	if err := d.Apply(plan); err != nil {
 		t.Fatalf("apply: %v", err)

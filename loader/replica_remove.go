@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cilium/ebpf"
+
 	"vippin/loader/conntrack"
 	"vippin/policy"
 )
@@ -110,12 +112,15 @@ func (r *Replica) dropNative(removal *Removal, reply conntrack.Tuple) error {
 	if !ok {
 		return nil
 	}
-	var public localEnd
-	there, err := found(r.d.maps.ByPublic.Lookup(&key, &public))
-	if err != nil || !there || !isNative(key, &public) {
-		return wrapMap("read map by_public", err)
+	m := &r.d.maps
+	var end publicEnd
+	there, err := found(m.ByLocal.LookupAndDelete(&key, &end))
+	switch {
+	case err != nil || !there:
+		return wrapMap("remove mapping", err)
+	case publicKey(key, &end) != key: // it was born here
+		return wrapMap("write map by_local", ignoreExist(m.ByLocal.Update(&key, &end, ebpf.UpdateNoExist)))
 	}
-	_, errLocal := found(r.d.maps.ByLocal.Delete(&key))
-	_, errPublic := found(r.d.maps.ByPublic.Delete(&key))
-	return wrapMap("remove mapping", errors.Join(errLocal, errPublic))
+	_, err = found(m.ByPublic.Delete(&key))
+	return wrapMap("remove mapping", err)
 }
