@@ -173,8 +173,7 @@ func (x *installer) undecided(wanted func(*installing) bool) []*installing {
 	return x.some
 }
 
-// updateKnown tells conntrack what is new. What it does not know under this
-// public end is installed.
+// updateKnown tells conntrack what is new. What it does not know is installed.
 func (r *Replica) updateKnown() error {
 	x := &r.installer
 	some := x.undecided(func(w *installing) bool { return w.Known })
@@ -198,6 +197,9 @@ func (r *Replica) updateEntries(some []*installing, outcome Outcome, missing fun
 		if errors.Is(err, conntrack.ErrNotExist) {
 			w.outcome = 0
 			missing(w)
+			return
+		}
+		if w.outcome = outcomeOf(err); w.outcome == RefusedInvalid {
 			return
 		}
 		w.outcome = Failed

@@ -5,6 +5,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -137,7 +138,11 @@ func (r *Replica) settleHeld() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(r.takeOver(some, stale), r.prolongHere(some))
+	if err := r.takeOver(some, stale); err != nil || x.ordinary != nil {
+		return err // what this router forwards has what it needs
+	}
+	here := slices.DeleteFunc(slices.Clone(some), func(w *installing) bool { return w.outcome != Here })
+	return r.updateEntries(here, Here, func(w *installing) { w.outcome = RefusedClash }) // it ended just now
 }
 
 // renewHeld keeps a native mapping from being swept: its entry may have gone a
@@ -173,26 +178,6 @@ func (r *Replica) takeOver(some []*installing, stale []bool) error {
 		return r.d.newEpoch()
 	}
 	return nil
-}
-
-// prolongHere raises the timeouts of a peer's flows that were born here: this
-// router hears nothing of their packets.
-func (r *Replica) prolongHere(some []*installing) error {
-	x := &r.installer
-	x.changes = x.changes[:0]
-	for i, w := range some {
-		if w.outcome == Here && x.ordinary == nil && w.timeout(x) == x.standby {
-			x.changes = append(x.changes, conntrack.Change{Tuple: x.tuples[i], Reply: true, Timeout: x.standby})
-		}
-	}
-	if len(x.changes) == 0 {
-		return nil
-	}
-	return r.conn.Update(x.changes, func(i int, err error) {
-		if !errors.Is(err, conntrack.ErrNotExist) {
-			r.log.Warn("cannot prolong a flow", "flow", x.changes[i].Tuple, "error", err)
-		}
-	})
 }
 
 // giveBack takes away what was made for flows that were refused.

@@ -115,11 +115,11 @@ func (w *installing) entry(e *conntrack.Entry, x *installer) {
 	}
 }
 
-// change says what is new of an entry that conntrack knows by its public end.
+// change says what is new of the flow's entry.
 func (w *installing) change(c *conntrack.Change, x *installer) {
 	f := w.Flow
 	*c = conntrack.Change{
-		Tuple: wireTuple(f), Reply: true, Timeout: w.timeout(x), Status: status(f), Mark: f.Mark, MarkMask: ^uint32(0),
+		Tuple: origTuple(&f.FlowKey), Timeout: w.timeout(x), Status: status(f), Mark: f.Mark, MarkMask: ^uint32(0),
 	}
 	if f.Proto == unix.IPPROTO_GRE {
 		c.Timeout = 0 // it is fixed

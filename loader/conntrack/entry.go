@@ -33,9 +33,10 @@ type Entry struct {
 	// itself how long a packet prolongs them, the others end with their first one.
 	Status Status
 	Mark   uint32
-	// TCP is required for TCP and nil else. Windows are always made liberal,
-	// since the sequence numbers are not known; the flags are ignored. The
-	// kernel takes the scales only in the state ESTABLISHED.
+	// TCP is required for TCP and nil else. Windows are always made liberal, and
+	// the highest acknowledgement is forgotten, since the sequence numbers are not
+	// known; the flags are ignored. The kernel takes the scales only in the state
+	// ESTABLISHED.
 	TCP *TCP
 	// SCTP is required for SCTP and nil else.
 	SCTP *SCTP
@@ -169,12 +170,13 @@ func (r *request) protoInfo(tcp *TCP, sctp *SCTP) {
 	info := r.nest(ctaProtoInfo)
 	if tcp != nil {
 		flags := uint16(TCPLiberal | TCPWindowScale)
+		flags = flags<<8 | flags | uint16(TCPMaxAckSet) // value, mask
 		state := r.nest(ctaProtoInfoTCP)
 		r.uint8(ctaTCPState, uint8(tcp.State))
 		r.uint8(ctaTCPScaleOrig, tcp.OrigScale)
 		r.uint8(ctaTCPScaleReply, tcp.ReplyScale)
-		r.uint16(ctaTCPFlagsOrig, flags<<8|flags) // value, mask
-		r.uint16(ctaTCPFlagsReply, flags<<8|flags)
+		r.uint16(ctaTCPFlagsOrig, flags)
+		r.uint16(ctaTCPFlagsReply, flags)
 		r.close(state)
 	}
 	if sctp != nil {
