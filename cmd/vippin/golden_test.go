@@ -84,13 +84,36 @@ func sampleFlows() []policy.FlowStatus {
 	}}
 }
 
+func samplePeers() []policy.PeerReport {
+	ago := func(d time.Duration) *time.Time { then := testNow.Add(-d); return &then }
+	return []policy.PeerReport{{
+		Name: "router-b", Address: netip.MustParseAddrPort("198.51.100.130:7443"), Key: "Mc0QtSE2UeHH8dqkCLfKEH0RkO4Fn2AYzSbHNp7WTa0=",
+		State: "up", Since: testNow.Add(-62 * time.Minute), Node: "rb", Version: "1.0", Protocol: 1,
+		Groups:   []policy.PeerGroup{{Name: "RouterCore", Role: policy.RoleBackup, Epoch: 6}, {Name: "20/voip", Role: policy.RoleMaster, Epoch: 2}},
+		LagFlows: 3, Lag: 12.25, FlowsSent: 104712, FlowsReceived: 77, GonesSent: 99000, GonesReceived: 12, Acked: 203709, Overruns: 1,
+		FlowsSentRate: 1199.6, FlowsReceivedRate: 0.2, BytesSent: 17 << 20, BytesReceived: 1023, LastBulk: ago(time.Hour),
+		Refused: map[string]uint64{"clash": 2}, RefusedByPeer: map[string]uint64{"no_pin": 40, "full": 1, "clash": 0},
+		LastError: "nobody listens at 198.51.100.130:7443", LastErrorAt: ago(63 * time.Minute),
+	}, {
+		Name: "router-c", Address: netip.MustParseAddrPort("[2001:db8::130]:7443"), Key: "9vT0jRbvDYHvwrkTYWRz0Y8MuPHnNnCBaoX2Q3MABpA=",
+		State: "bulk", Since: testNow.Add(-900 * time.Millisecond), Node: "rc", Version: "0.9", Protocol: 1, FlowsSent: 52000, BytesSent: 5 << 30,
+		BulkOut: &policy.BulkProgress{Done: 52000, Total: 100000}, BulkIn: &policy.BulkProgress{Done: 7},
+	}, {
+		Name: "router-d", Address: netip.MustParseAddrPort("198.51.100.131:7443"), State: "down", Since: testNow.Add(-time.Minute),
+		ConnectionsRefused: map[string]uint64{"unknown_key": 30}, ShownKey: "9vT0jRbvDYHvwrkTYWRz0Y8MuPHnNnCBaoX2Q3MABpA=",
+		LastError: "a connection from its address was refused", LastErrorAt: ago(time.Second),
+	}, {
+		Name: "router-e", Address: netip.MustParseAddrPort("198.51.100.132:7443"), Key: "9vT0jRbvDYHvwrkTYWRz0Y8MuPHnNnCBaoX2Q3MABpA=", State: "connecting",
+	}}
+}
+
 func sampleReport() policy.DryRun {
 	return policy.DryRun{OK: true, Warnings: []string{"eth1.100.20 is absent"}, Pins: statesIn(samplePins())}
 }
 
 func sampleController() *fakeController {
 	return &fakeController{
-		status: sampleStatus(), pins: samplePins(), vrrp: sampleVRRP(), flows: sampleFlows(), reload: sampleReport(),
+		status: sampleStatus(), pins: samplePins(), vrrp: sampleVRRP(), peers: samplePeers(), flows: sampleFlows(), reload: sampleReport(),
 		hub: newEventHub(func() time.Time { return testNow }),
 	}
 }
@@ -125,6 +148,12 @@ func TestShowing(t *testing.T) {
 		{"vrrp", sampleController(), []string{"vrrp"}, 0, exitDone},
 		{"vrrp-json", sampleController(), []string{"vrrp", "-j"}, 0, exitDone},
 		{"vrrp-empty-json", empty, []string{"vrrp", "-j"}, 0, exitDone},
+		{"peers", sampleController(), []string{"peers"}, 0, exitDone},
+		{"peers-json", sampleController(), []string{"peers", "-j"}, 0, exitDone},
+		{"peers-terminal", sampleController(), []string{"peers"}, 110, exitDone},
+		{"peers-narrow", sampleController(), []string{"peers"}, 60, exitDone},
+		{"peers-empty", empty, []string{"peers"}, 0, exitDone},
+		{"peers-empty-json", empty, []string{"peers", "-j"}, 0, exitDone},
 		{"flows", sampleController(), []string{"flows"}, 0, exitDone},
 		{"flows-json", sampleController(), []string{"flows", "-j"}, 0, exitDone},
 		{"flows-empty", empty, []string{"flows"}, 0, exitDone},

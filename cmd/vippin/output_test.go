@@ -80,6 +80,14 @@ func TestTerminalIsNotControlled(t *testing.T) {
 	if err := showStatus(&output{w: &out}, status, testNow); err != nil {
 		t.Fatal(err)
 	}
+	peer := samplePeers()[2]
+	peer.Name, peer.Node, peer.Version, peer.State, peer.LastError, peer.ShownKey = evil, evil, evil, evil, evil, evil
+	peer.Groups = []policy.PeerGroup{{Name: evil}}
+	peer.Refused, peer.RefusedByPeer = map[string]uint64{evil: 1}, map[string]uint64{evil: 1}
+	peer.ConnectionsRefused = map[string]uint64{evil: 1}
+	if err := showPeerReports(&output{w: &out}, []policy.PeerReport{peer}, testNow); err != nil {
+		t.Fatal(err)
+	}
 	if strings.ContainsAny(out.String(), "\x1b\r\u009b") {
 		t.Errorf("%q", out.String())
 	}

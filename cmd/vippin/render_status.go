@@ -103,17 +103,11 @@ func showPeers(o *output, peers []policy.PeerStatus, now time.Time) error {
 	}
 	t := o.table("PEER", "STATE", "LAG", "SENT", "RECEIVED", "LAST BULK")
 	for _, p := range peers {
-		colour, bulk := yellow, "-"
-		switch p.State {
-		case "up":
-			colour = green
-		case "down":
-			colour = red
-		}
+		bulk := "-"
 		if p.LastBulk != nil {
 			bulk = span(now.Sub(*p.LastBulk)) + " ago"
 		}
-		t.row(p.Name, o.painted(colour, p.State), number(p.LagFlows), number(p.FlowsSent), number(p.FlowsReceived), bulk)
+		t.row(p.Name, o.peerState(p.State), number(p.LagFlows), number(p.FlowsSent), number(p.FlowsReceived), bulk)
 	}
 	return t.flush()
 }

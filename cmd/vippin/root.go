@@ -52,7 +52,7 @@ this router has.
 A switch decides about new connections only. Nothing that vippin is told to do
 changes the source address of a living connection or drops a packet.
 
-Verbs may be shortened as long as they stay unique: "vippin p l" lists pins.
+Verbs may be shortened as long as they stay unique: "vippin pi l" lists pins.
 
 Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 ("status" only)
 something needs a look.`
@@ -78,8 +78,8 @@ func (c *cli) root() *cobra.Command {
 	root.SetHelpCommandGroupID("service")
 	root.SetCompletionCommandGroupID("service")
 	root.AddCommand(
-		c.status(), c.flows(), c.vrrp(), c.monitor(), c.check(), c.doctor(),
-		c.pin(), c.reload(),
+		c.status(), c.flows(), c.vrrp(), c.peers(), c.monitor(), c.check(), c.doctor(),
+		c.pin(), c.reload(), c.keygen(), c.trust(),
 		c.run(), c.load(), c.unload(),
 		c.version(), c.man(),
 	)

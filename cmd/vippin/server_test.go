@@ -58,6 +58,7 @@ func TestServerAnswers(t *testing.T) {
 		{"GET", "/v1/status", "", 200, ""},
 		{"GET", "/v1/pins", "", 200, ""},
 		{"GET", "/v1/vrrp", "", 200, ""},
+		{"GET", "/v1/peers", "", 200, ""},
 		{"GET", "/v1/flows", "", 200, ""},
 		{"POST", "/v1/status", "", 405, ""},
 		{"GET", "/v1/nothing", "", 404, ""},
