@@ -5,13 +5,16 @@ package natsync
 import (
 	"context"
 	"encoding/binary"
-	"io"
+	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"vippin/policy"
@@ -133,34 +136,31 @@ var (
 	}
 )
 
-func at(addr string, port int) policy.End {
-	return policy.MakeEnd(netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)))
-}
-
 // udpFlow is the nth pinned flow of inside hosts.
 func udpFlow(n int) policy.Flow {
 	f := policy.Flow{
-		FlowKey: policy.FlowKey{Src: at("198.18.0.1", 1024+n%60000), Dst: at("203.0.113.80", 53), Proto: ipUDP},
+		FlowKey: policy.FlowKey{Src: end("198.18.0.1:1"), Dst: end("203.0.113.80:53"), Proto: ipUDP},
 		Group:   "Core",
 		Pin:     pinName,
 		Timeout: 30 * time.Second,
 	}
+	f.Src.Port = uint16(1024 + n%60000)
 	binary.BigEndian.PutUint16(f.Src.Addr[14:], uint16(1+n/60000))
 	f.From, f.To = f.Dst, policy.MakeEnd(netip.AddrPortFrom(vip, f.Src.Port))
 	return f
 }
 
-// pair runs two sessions with each other until the test ends.
+// pair is two sessions that run with each other until the test ends.
 type pair struct {
-	a, b         *Session
-	ra, rb       *router
-	errA, errB   error
-	stop         context.CancelFunc
-	done         sync.WaitGroup
-	connA, connB net.Conn
+	a, b       *Session
+	ra, rb     *router
+	errA, errB error
+	stop       context.CancelFunc
+	done       sync.WaitGroup
 }
 
-func newPair(t testing.TB, change func(a, b *Config), wrap func(net.Conn) io.ReadWriteCloser) *pair {
+// newPair changes the configurations first.
+func newPair(t testing.TB, change func(a, b *Config)) *pair {
 	p := &pair{ra: newRouter(), rb: newRouter()}
 	a := Config{Node: "router-a", Build: "test", Boot: [16]byte{1}, Handler: p.ra}
 	b := Config{Node: "router-b", Build: "test", Boot: [16]byte{2}, Handler: p.rb}
@@ -168,32 +168,189 @@ func newPair(t testing.TB, change func(a, b *Config), wrap func(net.Conn) io.Rea
 		change(&a, &b)
 	}
 	p.a, p.b = NewSession(a), NewSession(b)
-	p.connA, p.connB = net.Pipe()
-	ctx, stop := context.WithCancel(t.Context())
-	p.stop = stop
-	end := io.ReadWriteCloser(p.connA)
-	if wrap != nil {
-		end = wrap(p.connA)
-	}
-	p.done.Go(func() { p.errA = p.a.Run(ctx, end) })
-	p.done.Go(func() { p.errB = p.b.Run(ctx, p.connB) })
-	t.Cleanup(func() {
-		stop()
-		p.done.Wait()
-	})
+	connA, connB := net.Pipe()
+	var ctx context.Context
+	ctx, p.stop = context.WithCancel(context.Background())
+	p.done.Go(func() { p.errA = p.a.Run(ctx, connA) })
+	p.done.Go(func() { p.errB = p.b.Run(ctx, connB) })
+	t.Cleanup(p.end)
 	return p
 }
 
-func TestFlowsReachThePeer(t *testing.T) {
-	p := newPair(t, nil, nil)
-	p.a.SetState(ours)
-	for n := range 2000 {
+func (p *pair) end() {
+	p.stop()
+	p.done.Wait()
+}
+
+func putMany(s *Session, from, to int) {
+	for n := from; n < to; n++ {
 		f := udpFlow(n)
-		p.a.Put(&f)
+		s.Put(&f)
 	}
+}
+
+func TestFlowsReachThePeer(t *testing.T) {
+	p := newPair(t, nil)
+	p.a.SetState(ours)
+	putMany(p.a, 0, 2000)
+	first, second := udpFlow(0), udpFlow(1)
+	expected := policy.Expectation{Master: second.FlowKey, Dst: end("198.51.100.2:4000"), Proto: ipTCP, AnySrc: true, Helper: "ftp"}
+	p.a.Expect(&expected)
 	p.rb.until(t, "2000 flows", func() bool { return len(p.rb.flows) == 2000 })
-	f := udpFlow(77)
-	if got := p.rb.flows[f.FlowKey]; got != f {
-		t.Errorf("got %+v\nwant %+v", got, f)
+	p.a.Gone(Gone{first.FlowKey, first.To})
+	p.rb.until(t, "an end", func() bool { return len(p.rb.flows) == 1999 && len(p.rb.expect) == 1 })
+	if got := p.rb.flows[second.FlowKey]; got != second {
+		t.Errorf("got %+v\nwant %+v", got, second)
 	}
+	if p.rb.expect[0] != expected || p.rb.gones[0] != (Gone{first.FlowKey, first.To}) {
+		t.Errorf("got %+v, %+v", p.rb.expect, p.rb.gones)
+	}
+	if diff := cmp.Diff(ours, p.rb.state, equal); diff != "" || p.rb.hello.Node != "router-a" || p.rb.hello.Boot[0] != 1 {
+		t.Errorf("state: %s, hello %+v", diff, p.rb.hello)
+	}
+}
+
+// Nothing is pending once the peer has acknowledged it, and the figures agree.
+func TestAcknowledgements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, nil)
+		defer p.end()
+		p.rb.hold = make(chan struct{})
+		p.a.SetState(ours)
+		refused, taken := udpFlow(3), udpFlow(4)
+		p.rb.refuse[refused.FlowKey] = ReasonClash
+		putMany(p.a, 0, 10)
+		pass(100 * time.Millisecond)
+		if s := p.a.Stats(); !p.a.Pending(refused.FlowKey) || s.Lag != 10 || s.Age != 100*time.Millisecond || s.Acknowledged != 0 {
+			t.Errorf("before the peer has taken them: %+v", s)
+		}
+		close(p.rb.hold)
+		pass(10 * time.Millisecond)
+		a, b := p.a.Stats(), p.b.Stats()
+		if p.a.Pending(refused.FlowKey) || p.a.Pending(taken.FlowKey) || a.Lag != 0 || a.Age != 0 {
+			t.Errorf("after: %+v", a)
+		}
+		if a.Acknowledged != 10 || a.Sent.Flows != 10 || b.Received.Flows != 10 || a.Sent.Batches != b.Received.Batches {
+			t.Errorf("sent %+v, received %+v", a, b)
+		}
+		if a.Sent.Bytes != b.Received.Bytes || a.Sent.Bytes == 0 || a.Received.Bytes != b.Sent.Bytes {
+			t.Errorf("octets of a %+v, of b %+v", a, b)
+		}
+		want := map[policy.FlowKey]Reason{refused.FlowKey: ReasonClash}
+		if !maps.Equal(p.ra.nos, want) || a.Sent.Refused[ReasonClash] != 1 || b.Received.Refused[ReasonClash] != 1 {
+			t.Errorf("refused: %v, %+v, %+v", p.ra.nos, a, b)
+		}
+		if a.Version != 1 || a.Peer.Node != "router-b" {
+			t.Errorf("peer: %+v", a)
+		}
+	})
+}
+
+// While the peer is busy what is put of a flow comes down to the latest.
+func TestCoalescing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, nil)
+		defer p.end()
+		p.rb.hold = make(chan struct{})
+		p.a.SetState(ours)
+		f, other := udpFlow(1), udpFlow(2)
+		for n := range 1000 {
+			f.Mark = uint32(n)
+			p.a.Put(&f)
+			p.a.Put(&other)
+			p.a.Gone(Gone{other.FlowKey, other.To})
+			if n%100 == 0 {
+				pass(2 * time.Millisecond)
+			}
+		}
+		close(p.rb.hold)
+		pass(10 * time.Millisecond)
+		if n := len(p.rb.heard); n > 2*window || n == 0 {
+			t.Errorf("1000 changes are %d tellings", n)
+		}
+		if got := p.rb.flows[f.FlowKey]; got.Mark != 999 {
+			t.Errorf("the latest is %d", got.Mark)
+		}
+		if _, ok := p.rb.flows[other.FlowKey]; ok || len(p.rb.gones) > window+1 {
+			t.Errorf("the ended flow lives: %v, %d ends", ok, len(p.rb.gones))
+		}
+	})
+}
+
+// An idle session tells at once, a busy one once a millisecond.
+func TestGathering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, nil)
+		defer p.end()
+		p.a.SetState(ours)
+		pass(100 * time.Millisecond)
+		putMany(p.a, 0, 1)
+		synctest.Wait()
+		if len(p.rb.flows) != 1 {
+			t.Error("an idle session waits")
+		}
+		for n := range 100 {
+			putMany(p.a, n, n+1)
+			pass(100 * time.Microsecond)
+		}
+		if s := p.a.Stats(); s.Sent.Batches < 8 || s.Sent.Batches > 14 {
+			t.Errorf("%d batches in 10 ms", s.Sent.Batches)
+		}
+	})
+}
+
+func TestStateIsTheSignOfLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, func(a, _ *Config) { a.Beat = time.Second; a.QueueLimit = 10 })
+		defer p.end()
+		pass(time.Hour + 100*time.Millisecond) // not at a beat
+		p.a.SetState(ours)
+		synctest.Wait()
+		if diff := cmp.Diff(ours, p.rb.state, equal); diff != "" {
+			t.Errorf("not told at once: %s", diff)
+		}
+		if p.errA != nil || p.errB != nil {
+			t.Errorf("an idle hour: %v, %v", p.errA, p.errB)
+		}
+	})
+}
+
+func TestRunEnds(t *testing.T) {
+	p := newPair(t, nil)
+	p.ra.until(t, "hello", func() bool { return p.ra.hello.Node != "" })
+	p.end()
+	if !errors.Is(p.errA, context.Canceled) {
+		t.Errorf("run: %v", p.errA)
+	}
+	f := udpFlow(1)
+	p.a.Put(&f)
+	p.a.BeginBulk(nil, 0)
+	if err := p.a.PutBulk(t.Context(), &f); !errors.Is(err, ErrClosed) || p.a.Pending(f.FlowKey) || p.a.Stats().Lag != 0 {
+		t.Errorf("after the end: %v, %+v", err, p.a.Stats())
+	}
+}
+
+// What makes no sense, or what State does not name, would end the session: it stays
+// here and is counted.
+func TestOwnMistakesStayHere(t *testing.T) {
+	p := newPair(t, nil)
+	p.a.SetState(ours)
+	bad, unnamed, good := udpFlow(1), udpFlow(2), udpFlow(3)
+	bad.Src.Addr = end("[2001:db8::1]:1").Addr
+	unnamed.Group = "Attic"
+	p.a.Put(&bad)
+	p.a.Put(&unnamed)
+	p.a.Gone(Gone{bad.FlowKey, bad.To})
+	p.a.Expect(&policy.Expectation{})
+	p.a.Put(&good)
+	p.rb.until(t, "the good flow", func() bool { return len(p.rb.flows) == 1 })
+	if s := p.a.Stats(); s.Invalid != 3 || s.Unnamed != 1 || p.a.Pending(unnamed.FlowKey) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// pass lets time go by in a synctest bubble, and what comes with it happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }

@@ -4,7 +4,6 @@ package natsync
 
 import (
 	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -61,24 +60,43 @@ type frameReader struct {
 // peer has ended the stream between two frames. A length over MaxFrame is refused
 // before anything is allocated.
 func (r *frameReader) next() ([]byte, error) {
-	size, err := binary.ReadUvarint(r.from)
+	size, err := r.size()
 	if err != nil {
 		return nil, err
 	}
-	if size > MaxFrame {
-		return nil, fmt.Errorf("%w: frame of %d octets, over %d", ErrProtocol, size, MaxFrame)
-	}
-	if uint64(cap(r.buf)) < size {
+	if cap(r.buf) < size {
 		r.buf = make([]byte, size)
 	}
 	r.buf = r.buf[:size]
 	if _, err := io.ReadFull(r.from, r.buf); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, err
+		return nil, cut(err)
 	}
 	return r.buf, nil
+}
+
+// size reads the length of a frame, a varint.
+func (r *frameReader) size() (size int, err error) {
+	for shift := 0; shift < 21; shift += 7 {
+		b, err := r.from.ReadByte()
+		if err != nil && shift > 0 {
+			err = cut(err)
+		}
+		if err != nil {
+			return 0, err
+		}
+		if size |= int(b&0x7f) << shift; b < 0x80 && size <= MaxFrame {
+			return size, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: frame of over %d octets", ErrProtocol, MaxFrame)
+}
+
+// cut is the error of a stream that ends within a frame.
+func cut(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // splitFrame finds the message in a WireFrame.
