@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make build | demo | test | test-vm | bench-pin | fuzz | generate | lint | man | clean
+# make build | demo | test | test-vm | bench-pin | bench-failover | fuzz | generate | lint | man | clean
 # Targets that touch packets need root; each installs what it lacks.
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO := go
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: build demo test test-vm bench-pin fuzz generate generate-check lint man clean
+.PHONY: build demo test test-vm bench-pin bench-failover fuzz generate generate-check lint man clean
 
 build:
 	@test/setup.sh build
@@ -19,7 +19,7 @@ demo: build
 	@VIPPIN_BIN=$(CURDIR)/bin/vippin $(GO) run ./test/demo
 
 test: build
-	@test/setup.sh build run test
+	@test/setup.sh build run test failover
 	VIPPIN_BIN=$(CURDIR)/bin/vippin $(GO) test -race -parallel 4 -timeout 15m $(TESTFLAGS) ./...
 
 # Older kernels and real VLANs, under emulation.
@@ -32,6 +32,16 @@ test-vm: build
 bench-pin:
 	@test/setup.sh build >&2
 	@$(GO) run ./test/bench $(if $(JSON),-j) $(BENCHFLAGS)
+
+# What survives when a router dies, beside conntrackd: at most 25 minutes; FULL=1 is
+# the whole matrix, some hours, and goes on where it was interrupted. JSON=1 prints
+# the raw results, BENCHFLAGS='--arms vippin,direct --flows 1000' measures that alone.
+# Tables and plots go to docs/bench.
+bench-failover:
+	@$(MAKE) --no-print-directory build >&2
+	@test/setup.sh run test failover >&2
+	@$(GO) build -o bin/failover ./test/failover
+	@VIPPIN_BIN=$(CURDIR)/bin/vippin bin/failover $(if $(JSON),-j) $(if $(FULL),-full) $(BENCHFLAGS)
 
 # What the fuzzers find goes into testdata/fuzz.
 FUZZTIME := 5m

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,8 +89,17 @@ func (l *Lab) StartConntrackd(ctx context.Context, r *Router, c Conntrackd) (*Pr
 	if err := os.WriteFile(r.conntrackdFile("sh"), []byte(script), 0o755); err != nil {
 		return nil, fmt.Errorf("write conntrackd's script of %s: %w", r.Name, err)
 	}
-	p, err := r.Start(r.Dir, "conntrackd", nil, "conntrackd", "-C", r.conntrackdFile("conf"))
-	if err != nil {
+	p := &Proc{
+		Name: "conntrackd", LogFile: filepath.Join(r.Dir, "conntrackd.log"), node: r.Node,
+		argv: []string{"conntrackd", "-C", r.conntrackdFile("conf")},
+	}
+	p.prepare = func() error { // as a boot does; a killed one's lock keeps it from starting
+		if err := os.Remove(r.conntrackdFile("lock")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the old lock: %w", err)
+		}
+		return nil
+	}
+	if err := p.launch(); err != nil {
 		return nil, err
 	}
 	return p, p.await(ctx, "an answer to conntrackd -s", func() (bool, error) {

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"text/tabwriter"
+)
+
+// table is lines of cells under a heading.
+type table struct {
+	title string
+	head  []string
+	lines [][]string
+}
+
+// tables are all that was measured: what survives, and what replication costs.
+func tables(results []Result) []table {
+	all := rows(results)
+	return []table{survivalTable(all), costTable(all)}
+}
+
+func survivalTable(all []row) table {
+	t := table{title: "Failover", head: []string{
+		"setting", "flows", "arm", "runs", "TCP %", "UDP %", "ICMP %",
+		"outage ms p50/p95", "from MASTER: first answer p50/p95", "all probes p50/p95", "commit ms",
+	}}
+	for _, r := range all {
+		if r.Kind != survive {
+			continue
+		}
+		setting := fmt.Sprintf("%s, %s, %s, %s, %d ms adverts", r.Fault, r.Firewall, r.Family, r.Age, r.Adverts)
+		flows := fmt.Sprintf("%d of each", r.Flows)
+		if r.Only != "" {
+			flows = fmt.Sprintf("%d %s", r.Flows, r.Only)
+		}
+		t.lines = append(t.lines, []string{
+			setting, flows, r.Arm, fmt.Sprint(len(r.runs)), r.percent("tcp"), r.percent("udp"), r.percent("icmp"),
+			quantiles(r.values(outageOf), 0), quantiles(r.values(firstOf), 1), quantiles(r.values(allOf), 1),
+			number(median(r.values(commitOf)), 1),
+		})
+	}
+	return t
+}
+
+// percent is what survived of a protocol; of old flows the steady and the
+// sparse ones.
+func (r row) percent(proto string) string {
+	text := func(name string) string {
+		sum := r.survival(name)
+		return number(share(sum.Survived, sum.Flows), 2)
+	}
+	if r.Age == old {
+		return fmt.Sprintf("%s steady, %s sparse", text(proto+" steady"), text(proto+" sparse"))
+	}
+	return text(proto)
+}
+
+func costTable(all []row) table {
+	t := table{title: "Replication", head: []string{
+		"measure", "flows", "arm", "runs", "median", "unit", "spread", "of conntrackd", "missing on the peer", "at the router of birth",
+	}}
+	units := map[kind]string{
+		cost: "CPU s / 100,000 flows", rate: "new flows/s", bulk: "ms until the restarted peer has all", memory: "octets of RSS a flow",
+	}
+	for _, r := range all {
+		if r.Kind == survive {
+			continue
+		}
+		values := r.values(figure)
+		line := []string{
+			fmt.Sprintf("%s %s %s", r.Kind, r.Way, r.Family), fmt.Sprint(r.Flows), r.Arm, fmt.Sprint(len(r.runs)),
+			number(median(values), 2), units[r.Kind], percentage(spread(values)), number(r.against(conntrackdRow(all, r)), 2),
+			r.missing(), "",
+		}
+		if r.Kind == memory {
+			line[len(line)-1] = number(median(r.values(func(x Result) float64 { return x.OwnBytes })), 0)
+		}
+		t.lines = append(t.lines, line)
+	}
+	return t
+}
+
+func conntrackdRow(all []row, r row) row {
+	for _, other := range all {
+		if other.setting() == r.setting() && other.Arm == "conntrackd" {
+			return other
+		}
+	}
+	return row{}
+}
+
+// missing is the sum over the runs.
+func (r row) missing() string {
+	missing, made := 0, 0
+	for _, run := range r.runs {
+		missing, made = missing+run.Missing, made+run.Replicated
+	}
+	return fmt.Sprintf("%d of %d", missing, made)
+}
+
+func quantiles(values []float64, decimals int) string {
+	if len(values) == 0 {
+		return "-"
+	}
+	return number(median(values), decimals) + "/" + number(quantile(values, 0.95), decimals)
+}
+
+func number(value float64, decimals int) string {
+	if math.IsNaN(value) {
+		return "-"
+	}
+	return fmt.Sprintf("%.*f", decimals, value)
+}
+
+func percentage(value float64) string {
+	if math.IsNaN(value) {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f %%", 100*value)
+}
+
+// terminal prints the table in columns.
+func (t table) terminal(to io.Writer) error {
+	if len(t.lines) == 0 {
+		return nil
+	}
+	fmt.Fprintf(to, "\n%s\n", t.title)
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	for _, line := range append([][]string{t.head}, t.lines...) {
+		fmt.Fprintln(w, strings.Join(line, "\t"))
+	}
+	return w.Flush()
+}
+
+// markdown is the table for a document.
+func (t table) markdown() string {
+	if len(t.lines) == 0 {
+		return ""
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "## %s\n\n| %s |\n|%s\n", t.title, strings.Join(t.head, " | "), strings.Repeat("---|", len(t.head)))
+	for _, line := range t.lines {
+		fmt.Fprintf(&text, "| %s |\n", strings.Join(line, " | "))
+	}
+	text.WriteString("\n")
+	return text.String()
+}
