@@ -40,6 +40,7 @@ table inet nat {
 		type nat hook postrouting priority srcnat
 		oifname "wan0" udp sport { 4100, 4101 } snat ip to 198.51.100.2:9100-9101
 		oifname "wan0" udp dport 8081 snat ip to 198.51.100.2
+		oifname "wan0" icmp type echo-request snat ip to 198.51.100.2
 		oifname "wan0" udp sport 4400 accept
 		oifname "wan0" masquerade
 	}
@@ -97,8 +98,26 @@ func TestFollowTranslated(t *testing.T) {
 	if told["mark"].Mark != 0x1234 || told["zone"].Mark != 0 {
 		t.Errorf("marks %#x and %#x, want 0x1234 and 0", told["mark"].Mark, told["zone"].Mark)
 	}
+	l.testTranslatedPings(t)
 	l.testLeftOut(t)
 	l.testScopes(t)
+}
+
+// testTranslatedPings: two hosts with one identifier, of which NAT changes one.
+func (l *replicaLab) testTranslatedPings(t *testing.T) {
+	t.Helper()
+	public := map[netip.AddrPort]bool{}
+	for _, host := range []string{"192.168.1.10", "192.168.1.11"} {
+		saw := l.echoFrom(t, host, "198.51.100.9", 77)
+		h := l.await(t, "ping", seenFrom(unix.IPPROTO_ICMP, host+":77"))
+		if h.flow.To.AddrPort() != saw || h.flow.Dst != end("198.51.100.9:0") || h.flow.From != end("198.51.100.9:0") {
+			t.Errorf("told of %+v, the server saw %v", h.flow, saw)
+		}
+		public[saw] = true
+	}
+	if len(public) != 2 {
+		t.Errorf("both pings came from %v", public)
+	}
 }
 
 // testLeftOut: what is of no use to a peer is counted.
@@ -210,5 +229,28 @@ func TestFollowPortless(t *testing.T) {
 		if h.flow.To != end(vip+":0") || h.flow.Dst != end("198.51.100.9:0") || h.flow.From != end("198.51.100.9:0") || h.flow.Pin != pin4 {
 			t.Errorf("protocol %d: told of %+v", proto, h.flow)
 		}
+	}
+}
+
+// TestFollowMark: the event of a mark that changed has no TCP state; what is told
+// has.
+func TestFollowMark(t *testing.T) {
+	l := newReplicaLab(t, masqueradeWAN+`
+table inet marks { chain forward { type filter hook forward priority filter; iifname "lan0" tcp dport 7778 meta length > 200 ct mark set 0x77; }; }`)
+	l.follow(t)
+	client, server := connect(t, l.lan, l.wan, "192.168.1.10:5000", "198.51.100.9:7778", "198.51.100.9:7778")
+	established := l.await(t, "connection", func(h *heard) bool {
+		return seenFrom(unix.IPPROTO_TCP, "192.168.1.10:5000")(h) && h.flow.Bits&policy.FlowAssured != 0
+	})
+	if _, err := client.Write(make([]byte, 400)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Read(make([]byte, 400)); err != nil {
+		t.Fatal(err)
+	}
+	marked := l.await(t, "its mark", func(h *heard) bool { return h.flow.FlowKey == established.flow.FlowKey && h.flow.Mark == 0x77 })
+	marked.flow.Mark, marked.flow.Timeout = 0, established.flow.Timeout
+	if marked.flow != established.flow {
+		t.Errorf("marked it is %+v, before %+v", marked.flow, established.flow)
 	}
 }

@@ -7,13 +7,16 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"vippin/loader/conntrack"
+	"vippin/policy"
 )
 
 // mute keeps the server's namespace from answering who has its addresses, and
@@ -108,13 +111,9 @@ func TestFollowGivesUp(t *testing.T) {
 	l.sendUnanswered(t, "192.168.1.10:4000", "198.51.100.9:7777")
 	l.sendUnanswered(t, "192.168.1.10:4001", "198.51.100.9:7777")
 	start := time.Now()
-	results, err := l.replica.conn.Delete([]conntrack.Ref{{Orig: conntrack.Tuple{
-		Src: netip.MustParseAddr("192.168.1.10"), Dst: netip.MustParseAddr("198.51.100.9"),
-		Proto: unix.IPPROTO_UDP, SrcPort: 4000, DstPort: 7777,
-	}}})
-	if err := errors.Join(append(results, err)...); err != nil {
-		t.Fatal(err)
-	}
+	l.remove(t, &policy.Flow{FlowKey: policy.FlowKey{
+		Src: end("192.168.1.10:4000"), Dst: end("198.51.100.9:7777"), Proto: unix.IPPROTO_UDP,
+	}})
 	l.awaitSkipped(t, "no_mapping", 1)
 	l.awaitSkipped(t, "no_mapping", 2)
 	if took := time.Since(start); took < 3*time.Second {
@@ -123,14 +122,17 @@ func TestFollowGivesUp(t *testing.T) {
 	l.notTold(t, "192.168.1.10:4000")
 	l.notTold(t, "192.168.1.10:4001")
 
-	// Where no pin is on, nothing is waited for.
+	// Where no pin is on, nothing is waited for. So its end is told, in case it
+	// was pinned once.
 	l.setPlan(t, switchedOff)
 	l.sendUnanswered(t, "192.168.1.10:4002", "198.51.100.9:7777")
-	start = time.Now()
-	l.awaitSkipped(t, "no_mapping", 3)
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("waited %v for a pin that is off", took)
+	key := policy.FlowKey{Src: end("192.168.1.10:4002"), Dst: end("198.51.100.9:7777"), Proto: unix.IPPROTO_UDP}
+	l.remove(t, &policy.Flow{FlowKey: key})
+	gone := l.await(t, "its end", func(h *heard) bool { return h.kind == FlowGone && h.flow.FlowKey == key })
+	if gone.flow.To != (policy.End{}) || gone.flow.Group != "core" || gone.ifindex != l.ifindex {
+		t.Errorf("gone: %+v on interface %d", gone.flow, gone.ifindex)
 	}
+	l.awaitSkipped(t, "no_mapping", 3)
 }
 
 // TestWaitsAreBounded: too many flows without a mapping are left out and made up
@@ -201,6 +203,7 @@ func TestWaitsAreInOrder(t *testing.T) {
 // Replica is closed.
 func TestFollowEnds(t *testing.T) {
 	l := newReplicaLab(t, masqueradeWAN)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := l.replica.Follow(ctx, func(*FlowEvent) error { return errors.New("must not be called") }); err != nil {
@@ -210,5 +213,14 @@ func TestFollowEnds(t *testing.T) {
 	l.replica.SetActive(true)
 	if err := l.replica.Follow(context.Background(), func(*FlowEvent) error { return enough }); err != enough {
 		t.Errorf("whose handler fails: %v", err)
+	}
+	other, err := l.d.NewReplica(ReplicaOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.SetActive(true)
+	err = other.Follow(context.Background(), func(*FlowEvent) error { return other.Close() })
+	if !errors.Is(err, os.ErrClosed) {
+		t.Errorf("of a closed replica: %v", err)
 	}
 }
