@@ -35,6 +35,8 @@ type pair struct {
 	b    *Dataplane
 	peer *Replica
 	conn *conntrack.Conn // of the second router
+
+	inside []string // the inside hosts' addresses
 }
 
 const statefulRouter = `
@@ -55,9 +57,11 @@ table inet wall {
 	chain forward { type filter hook forward priority filter; jump stateful; }
 }`
 
-func newPair(t *testing.T) *pair {
+func newPair(t *testing.T, first string) *pair {
 	t.Helper()
-	p := &pair{replicaLab: newReplicaLab(t, masqueradeWAN)}
+	p := &pair{
+		replicaLab: newReplicaLab(t, first), inside: []string{"192.168.1.10/24", "192.168.1.11/24", "2001:db8:1::10/64"},
+	}
 	router, err := netns.Get()
 	if err == nil {
 		p.ns, err = netns.New()
@@ -188,7 +192,7 @@ func (p *pair) failOver(t *testing.T) {
 	p.inPeer(t, func() error { return plug("wan0", vip+"/32", vip6+"/128") })
 	p.setPeerRole(t, policy.RoleMaster)
 	for ns, addresses := range map[netns.NsHandle][]string{
-		p.lan: {"192.168.1.10/24", "192.168.1.11/24", "2001:db8:1::10/64"}, p.wan: {"198.51.100.9/24", "2001:db8:100::9/64"},
+		p.lan: p.inside, p.wan: {"198.51.100.9/24", "2001:db8:100::9/64"},
 	} {
 		err := inNamespace(ns, func() error {
 			old, err := netlink.LinkByName("peer")

@@ -14,7 +14,7 @@ import (
 // router, with the same source, behind a stateful firewall, and no other flow gets
 // their public ends.
 func TestFlowsOutliveTheirRouter(t *testing.T) {
-	p := newPair(t)
+	p := newPair(t, masqueradeWAN)
 	streams := p.streams(t)
 	flows := p.told(t)
 	if len(flows) != len(streams) {
