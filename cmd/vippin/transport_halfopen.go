@@ -34,7 +34,7 @@ func (h *halfOpen) reserve(peers []policy.PeerConfig) {
 	before := h.peers
 	h.peers = make(map[netip.Addr]*int, len(peers))
 	for _, peer := range peers {
-		addr := peer.Address.Addr().Unmap()
+		addr := plainAddr(peer.Address.Addr())
 		if len(h.peers) == halfOpenPeers || h.peers[addr] != nil {
 			continue
 		}

@@ -154,7 +154,7 @@ func (t *transport) refused(from netip.AddrPort, err error) {
 	t.mu.Lock()
 	t.counts[reason]++
 	for _, l := range t.links {
-		if l.peer.Address.Addr().Unmap() == from.Addr() {
+		if plainAddr(l.peer.Address.Addr()) == from.Addr() {
 			l.refused(reason, shown, err)
 		}
 	}

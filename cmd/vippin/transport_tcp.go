@@ -54,8 +54,11 @@ func addrOf(addr net.Addr) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	at := tcp.AddrPort()
-	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
+	return netip.AddrPortFrom(plainAddr(at.Addr()), at.Port())
 }
+
+// plainAddr makes addresses of configuration and kernel comparable.
+func plainAddr(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
 
 // countedConn counts octets.
 type countedConn struct {

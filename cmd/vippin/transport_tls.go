@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/subtle"
@@ -11,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/big"
 	"net"
@@ -152,8 +154,10 @@ func (t *transport) dialTrouble(peer policy.PeerConfig, err error) error {
 		return fmt.Errorf("nobody listens at %s: does vippin run there, is that its sync.listen, does a firewall refuse?", peer.Address)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return errors.New("the address of sync.listen is not on this router")
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
 		return fmt.Errorf("no answer from %s", peer.Address)
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+		return errors.New("it hung up before the session began")
 	}
 	return err
 }
