@@ -160,18 +160,18 @@ func TestRestore(t *testing.T) {
 			t.Errorf("%v: %v", flows[i].FlowKey, got)
 		}
 	}
+	for _, f := range flows {
+		entry, err := l.replica.conn.Get(origTuple(&f.FlowKey))
+		if err != nil || entry.Timeout > 10*time.Minute != (f.Proto == unix.IPPROTO_TCP) {
+			t.Errorf("entry %+v, %v, want ordinary timeouts", entry, err)
+		}
+	}
 	l.mustHaveMappings(t, len(flows))
 	if err := plug("wan0", vip6+"/128"); err != nil { // the kernel keeps only those without a lifetime
 		t.Fatal(err)
 	}
 	for _, s := range streams {
 		s.goesOn(t)
-	}
-	for _, f := range flows {
-		entry, err := l.replica.conn.Get(origTuple(&f.FlowKey))
-		if err != nil || f.Proto != unix.IPPROTO_TCP && entry.Timeout > 10*time.Minute {
-			t.Errorf("entry %+v, %v, want ordinary timeouts", entry, err)
-		}
 	}
 	// And once more: they are none of masquerade's now.
 	if err := errors.Join(netlink.LinkSetDown(wan), plug("wan0", vip6+"/128")); err != nil {
