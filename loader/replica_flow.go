@@ -76,7 +76,7 @@ func (x *flowReader) leavesOut(e *conntrack.Flow) skipReason {
 	orig, reply := &e.Orig, &e.Reply
 	dst := x.index.own[orig.Dst]
 	switch {
-	case !x.options.protocols[orig.Proto] || !isReplicable(orig, reply):
+	case !x.options.protocols[orig.Proto] || orig.IsICMP() && !isEcho(orig, reply) || !isReplicable(orig, reply):
 		return skipProtocol
 	case x.index.own[orig.Src] != 0 || x.index.own[reply.Src] != 0:
 		return skipOwn
@@ -91,13 +91,15 @@ func (x *flowReader) leavesOut(e *conntrack.Flow) skipReason {
 	return 0
 }
 
-// isReplicable leaves out ICMP other than echo, and IPv6 packets between
-// IPv4-mapped addresses, which policy.End takes for IPv4.
-func isReplicable(orig, reply *conntrack.Tuple) bool {
-	if orig.IsICMP() && (reply.ICMPType != echoReply(reply.Proto) || orig.ICMPType == reply.ICMPType) {
-		return false
-	}
-	return !orig.Src.Is4In6() && !orig.Dst.Is4In6() && !reply.Src.Is4In6() && !reply.Dst.Is4In6()
+// isEcho tells whether a flow of ICMP is a ping from its original direction.
+func isEcho(orig, reply *conntrack.Tuple) bool {
+	return reply.ICMPType == echoReply(reply.Proto) && orig.ICMPType != reply.ICMPType
+}
+
+// isReplicable leaves out IPv6 packets between IPv4-mapped addresses, which
+// policy.End takes for IPv4 and nobody can ask conntrack for.
+func isReplicable(a, b *conntrack.Tuple) bool {
+	return !a.Src.Is4In6() && !a.Dst.Is4In6() && !b.Src.Is4In6() && !b.Dst.Is4In6()
 }
 
 // flowKeyOf names the flow of an original tuple.

@@ -76,7 +76,7 @@ func (r *Replica) Expectations(ctx context.Context, yield func(*policy.Expectati
 // master is none of the flows that are told, or it comes to an address that no
 // other router gets. The master is what x has read last.
 func (r *Replica) expectation(x *flowReader, e *conntrack.Expectation) (*policy.Expectation, error) {
-	if !x.options.expect || x.index.own[e.Tuple.Dst] == ownUnique {
+	if !x.options.expect || x.index.own[e.Tuple.Dst] == ownUnique || !isReplicable(&e.Master, &e.Tuple) {
 		return nil, nil
 	}
 	master, err := r.conn.Get(e.Master)

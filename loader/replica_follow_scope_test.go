@@ -254,3 +254,24 @@ table inet marks { chain forward { type filter hook forward priority filter; iif
 		t.Errorf("marked it is %+v, before %+v", marked.flow, established.flow)
 	}
 }
+
+// TestFollowNative: a flow that conntrack itself gave the VIP is a pin's if there
+// is a mapping that says so, also where only pinned flows are told.
+func TestFollowNative(t *testing.T) {
+	l := newReplicaLab(t, masqueradeWAN)
+	l.setSync(func(s *policy.SyncConfig) { s.Scope = policy.ScopePinned })
+	l.follow(t)
+	public, remote := netip.MustParseAddrPort(vip+":4000"), netip.MustParseAddrPort("198.51.100.9:53")
+	key := newFlowKey(1, unix.IPPROTO_UDP, public, remote)
+	mapping := publicEnd{Port: swapPort(4000), Pin: 1, Flags: mappingNative}
+	mapping.Addr.Word = addrWords(public.Addr())
+	if err := l.d.maps.ByLocal.Put(key, mapping); err != nil {
+		t.Fatal(err)
+	}
+	tracked(t, l.replica.conn, key)
+	src := netip.AddrPortFrom(netip.MustParseAddr("192.168.1.10"), 4000).String()
+	h := l.await(t, "native flow", seenFrom(unix.IPPROTO_UDP, src))
+	if h.flow.To.AddrPort() != public || h.flow.Pin != pin4 || h.flow.Group != "core" {
+		t.Errorf("told of %+v", h.flow)
+	}
+}
