@@ -10,7 +10,7 @@ import (
 	"vippin/policy"
 )
 
-// indexPlan has two pins of two groups on one interface, an older one that is
+// indexPlan has two pins of two groups on one interface, older ones that are
 // retired, and one whose interface is absent.
 func indexPlan() policy.Plan {
 	pin := func(id, group uint32, vlan uint16, vip string, retired bool) policy.PlanPin {
@@ -26,6 +26,7 @@ func indexPlan() policy.Plan {
 		Groups: []policy.PlanGroup{{ID: 1, Name: "core"}, {ID: 2, Name: "edge"}},
 		Pins: []policy.PlanPin{
 			pin(3, 2, 2, "198.51.100.2", true), pin(1, 1, 2, "198.51.100.2", false), pin(2, 2, 2, "198.51.100.4", false), absent,
+			pin(5, 2, 2, "198.51.100.2", true),
 		},
 		Interfaces: []policy.PlanInterface{{Index: 7, Name: "wan0", Slot: 1, Uniques: addrs("198.51.100.3"), VIPs: addrs("198.51.100.2", "198.51.100.4")}},
 	}
