@@ -46,7 +46,7 @@ func TestQueueOrder(t *testing.T) {
 		{"with another public end it goes last", func(q *queue) { q.put(0, moved) }, []uint32{2, 3, 14}},
 		{"an end stays in its place", func(q *queue) { q.gone(0, &Gone{Key: marked(2, 0).FlowKey}) }, []uint32{1, 0, 3}},
 		{"a flow that comes back goes last", func(q *queue) {
-			q.gone(0, &Gone{Key: marked(2, 0).FlowKey})
+			q.gone(0, &Gone{marked(2, 0).FlowKey, marked(2, 0).To})
 			q.put(0, marked(2, 12))
 		}, []uint32{1, 3, 12}},
 		{"a bulk's flow that waits keeps its news, after the mark", func(q *queue) {

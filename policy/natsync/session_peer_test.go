@@ -221,6 +221,7 @@ func TestVersions(t *testing.T) {
 		})
 		if c.want == 0 {
 			p.done.Wait() // both end by themselves
+			p.stop()
 			if !errors.Is(p.errA, ErrVersion) || !errors.Is(p.errB, ErrVersion) {
 				t.Errorf("%v and %v: %v, %v", c.a, c.b, p.errA, p.errB)
 			}
@@ -231,6 +232,7 @@ func TestVersions(t *testing.T) {
 		if a, b := p.a.Stats().Version, p.b.Stats().Version; b != c.want || a != c.want && a != 0 {
 			t.Errorf("%v and %v speak %d and %d", c.a, c.b, a, b)
 		}
+		p.end()
 	}
 }
 
@@ -310,6 +312,20 @@ func TestFloodWithoutReading(t *testing.T) {
 	if owed := len(p.s.acks.refused); owed > window {
 		t.Errorf("%d acknowledgements are kept", owed)
 	}
+}
+
+// A peer that does not acknowledge gets a window of batches and no more.
+func TestWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := meet(t, false, nil)
+		p.s.SetState(ours)
+		p.say(hello(1, 1), state())
+		putMany(p.s, 0, 2*window*batchFlows)
+		pass(time.Second)
+		if s := p.s.Stats(); s.Sent.Batches != window || s.Sent.Flows > window*batchFlows || s.Lag != 2*window*batchFlows {
+			t.Errorf("%+v", s)
+		}
+	})
 }
 
 func TestBadAcks(t *testing.T) {

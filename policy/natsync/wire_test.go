@@ -355,6 +355,10 @@ func TestFramesAreProtodelim(t *testing.T) {
 	if _, err := protodelim.MarshalTo(&again, &frame); err != nil || !bytes.Equal(again.Bytes(), b) {
 		t.Errorf("protodelim writes %x, we %x (%v)", again.Bytes(), b, err)
 	}
+	two := append(bytes.Clone(b[1:]), 2<<3|2, 0)
+	if _, _, err := splitFrame(two); err == nil || !strings.Contains(err.Error(), "hello and state in one") {
+		t.Errorf("two messages in a frame: %v", err)
+	}
 	kinds := frame.ProtoReflect().Descriptor().Fields()
 	if kinds.Len() != int(lastFrame) {
 		t.Errorf("%d kinds of frames in the schema, %d here", kinds.Len(), lastFrame)
