@@ -104,8 +104,10 @@ func (b *bed) startKeepalived(ctx context.Context, r *lab.Router) error {
 	_, err := b.StartKeepalived(r, lab.Keepalived{
 		Interval: time.Duration(b.c.Adverts) * time.Millisecond, // 0 = 100 ms
 		IPv4Only: b.c.Family == "ipv4",
-		Global:   "\tscript_user root\n",
-		Group:    b.arm.group(r),
+		// keepalived must not miss its turn beside the crowd: else there are
+		// takeovers without a fault.
+		Global: "\tscript_user root\n\tvrrp_rt_priority 50\n",
+		Group:  b.arm.group(r),
 	})
 	return err
 }

@@ -176,6 +176,10 @@ func residentOctets(pid int) (int, error) {
 // bulk restarts rb's daemon with nothing in the kernel, and times until it has
 // every flow again.
 func (b *bed) bulk(ctx context.Context, result *Result) error {
+	born, err := b.born(ctx)
+	if err != nil {
+		return err
+	}
 	p := b.daemons[b.RB.Name]
 	if err := p.Kill9(); err != nil {
 		return err
@@ -195,15 +199,14 @@ func (b *bed) bulk(ctx context.Context, result *Result) error {
 			return err
 		}
 	}
-	for have := 0; have < result.Flows; {
+	for have := 0; have < len(born); {
 		if time.Since(start) > replicationPatience {
-			b.notes = append(b.notes, fmt.Sprintf("%v: %d of %d after %s", errBehind, have, result.Flows, replicationPatience))
+			b.notes = append(b.notes, fmt.Sprintf("%v: %d of %d after %s", errBehind, have, len(born), replicationPatience))
 			break
 		}
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
 			return err
 		}
-		var err error
 		if have, err = b.holds(ctx, b.RB); err != nil {
 			return err
 		}

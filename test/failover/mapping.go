@@ -33,9 +33,24 @@ func (b *bed) compare(ctx context.Context, result *Result) error {
 	}
 	result.Replicated, result.Missing = len(born), missing(born, known)
 	if lost := result.Flows - len(born); lost > 0 {
-		b.notes = append(b.notes, fmt.Sprintf("%d flows did not get through the router", lost))
+		b.notes = append(b.notes, fmt.Sprintf("%d flows have no mapping at the router of birth%s", lost, b.unpinned()))
 	}
 	return nil
+}
+
+// unpinned says what vippin on ra left unpinned.
+func (b *bed) unpinned() string {
+	if !b.arm.vippin {
+		return ""
+	}
+	out, _, _ := b.Vippin(b.RA, "pin", "ls", "-j")
+	var pins []struct {
+		By map[string]uint64 `json:"unpinned_by"`
+	}
+	if json.Unmarshal([]byte(out), &pins) != nil || len(pins) != 1 {
+		return ""
+	}
+	return fmt.Sprintf("; unpinned packets: %v", pins[0].By)
 }
 
 func withoutPublic(all map[mapping]bool) map[mapping]bool {
@@ -77,10 +92,24 @@ func (b *bed) born(ctx context.Context) (map[mapping]bool, error) {
 // conntrackd's external cache, from where they can be committed.
 func (b *bed) known(ctx context.Context) (map[mapping]bool, error) {
 	if b.arm.external() {
-		out, err := b.RB.Conntrackd(ctx, "-e")
-		return parseEntries(out, b.client()), err
+		return b.cached(ctx)
 	}
 	return b.listed(ctx, b.RB, "conntrack", "-L", "-p", "udp", "-f", b.c.Family)
+}
+
+// cached reads conntrackd's external cache. On a busy machine what conntrackd
+// prints ends too early at times (seen: 40,000 of 100,000): it gets three tries.
+func (b *bed) cached(ctx context.Context) (found map[mapping]bool, err error) {
+	size, err := b.externalCache(ctx, b.RB)
+	for range 3 {
+		if err != nil || len(found) >= min(size, b.c.Flows) {
+			break
+		}
+		var out string
+		out, err = b.RB.Conntrackd(ctx, "-e")
+		found = parseEntries(out, b.client())
+	}
+	return found, err
 }
 
 func (b *bed) listed(ctx context.Context, r *lab.Router, command string, args ...string) (map[mapping]bool, error) {

@@ -17,7 +17,8 @@ import (
 // Result is what one case gave. Times are in milliseconds.
 type Result struct {
 	Case
-	Machine string `json:"machine"` // kernel, processors, versions
+	Machine string  `json:"machine"` // kernel, processors, versions
+	Load    float64 `json:"load"`    // average of the minute before
 
 	Survival    map[string]swarm.Survival `json:"survival,omitempty"` // by protocol
 	Held        int                       `json:"held,omitempty"`     // flows that the standby had before the fault

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +43,7 @@ func (r runner) measure(ctx context.Context, cases []Case) error {
 		left = left[len(group):]
 		fmt.Fprintf(r.progress, "[%s] %d of %d: %s%s\n", time.Since(start).Round(time.Second), total-len(left), total,
 			group[0].Key(), andMore(len(group)-1))
-		for _, result := range r.together(ctx, group) {
+		for _, result := range r.withRetry(ctx, group) {
 			if ctx.Err() != nil && result.Error != "" {
 				continue // it failed because of the interruption
 			}
@@ -60,6 +61,24 @@ func (r runner) measure(ctx context.Context, cases []Case) error {
 		return fmt.Errorf("measure: %d of %d cases failed: see above", failures, total)
 	}
 	return nil
+}
+
+// withRetry measures once more what could not be measured.
+func (r runner) withRetry(ctx context.Context, group []Case) []Result {
+	results := r.together(ctx, group)
+	failed := slices.ContainsFunc(results, func(x Result) bool { return x.Error != "" })
+	if !failed || ctx.Err() != nil {
+		return results
+	}
+	var again []Case
+	for _, x := range results {
+		if x.Error != "" {
+			r.tell(x)
+			again = append(again, x.Case)
+		}
+	}
+	results = slices.DeleteFunc(results, func(x Result) bool { return x.Error != "" })
+	return append(results, r.together(ctx, again)...)
 }
 
 // companions are the first case and those after it that are measured with it:
@@ -83,6 +102,7 @@ func andMore(n int) string {
 func (r runner) together(ctx context.Context, group []Case) []Result {
 	results := make([]Result, len(group))
 	ready := make([]prepared, len(group))
+	load := loadAverage()
 	for i, c := range group {
 		var err error
 		results[i].Case = c
@@ -105,9 +125,18 @@ func (r runner) together(ctx context.Context, group []Case) []Result {
 		results[i] = result
 	}
 	for i := range results {
-		results[i].Machine = r.machine
+		results[i].Machine, results[i].Load = r.machine, load
 	}
 	return results
+}
+
+// loadAverage is of the last minute: a hint that others have been at work.
+func loadAverage() float64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	return float64(info.Loads[0]) / (1 << 16)
 }
 
 func (r *Result) fail(err error) {
@@ -146,7 +175,7 @@ func machine(ctx context.Context) string {
 		parts = []string{"Linux " + unix.ByteSliceToString(name.Release[:])}
 	}
 	parts = append(parts, fmt.Sprintf("%d × %s", runtime.NumCPU(), processor()))
-	for _, argv := range [][]string{{vippinProgram(), "--version"}, {"keepalived", "--version"}, {"conntrackd", "-v"}} {
+	for _, argv := range [][]string{{vippinProgram(), "version"}, {"keepalived", "--version"}, {"conntrackd", "-v"}} {
 		out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
 		if line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n"); err == nil {
 			parts = append(parts, line)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"vippin/test/lab"
@@ -16,9 +18,6 @@ import (
 const (
 	oldAge   = 155 * time.Second
 	youngAge = 3 * time.Second // UDP's entry becomes a stream after 2 s
-
-	// What begins later after MASTER is no part of the outage.
-	gapBegins = 5 * time.Millisecond
 )
 
 // prepared is a bed whose crowd lives.
@@ -53,6 +52,9 @@ func (p prepared) fail(ctx context.Context) (result Result, err error) {
 	if result.Held, err = p.held(ctx); err != nil {
 		return result, err
 	}
+	if strings.Contains(p.RB.Keepalived().Log(), "Entering MASTER STATE") {
+		return result, errFalseFailover
+	}
 	fault := time.Now()
 	master, err := p.failOver(ctx)
 	if err != nil {
@@ -83,6 +85,9 @@ func (p prepared) fail(ctx context.Context) (result Result, err error) {
 	result.Notes = p.notes
 	return result, nil
 }
+
+// errFalseFailover says that what would be measured is not what was meant.
+var errFalseFailover = errors.New("rb was MASTER before the fault: is this machine busy with something else?")
 
 func (p prepared) held(ctx context.Context) (int, error) {
 	if !p.arm.replicates() {
@@ -175,24 +180,25 @@ func (p prepared) outage(result *Result, fault, master time.Time) error {
 	if err := p.probes.Ask("Replies", &log); err != nil {
 		return err
 	}
-	alive := log.Outages(fault, master.Add(gapBegins), time.Now())
+	alive := log.Outages(fault, master, time.Now())
 	result.Probes, result.ProbesAlive = len(log), len(alive)
 	if len(alive) == 0 {
 		return nil
 	}
-	first, last, longest := alive[0].Back, alive[0].Back, time.Duration(0)
+	var longest time.Duration
+	var back []time.Time
 	for _, o := range alive {
-		if o.Back.Before(first) {
-			first = o.Back
-		}
-		if o.Back.After(last) {
-			last = o.Back
-		}
 		longest = max(longest, o.Gap)
+		if !o.Back.IsZero() {
+			back = append(back, o.Back)
+		}
 	}
 	result.OutageMs = ms(longest)
 	result.DetectMs = ms(master.Sub(fault))
-	result.FirstMs, result.AllMs = ms(first.Sub(master)), ms(last.Sub(master))
+	if len(back) > 0 {
+		result.FirstMs = ms(slices.MinFunc(back, time.Time.Compare).Sub(master))
+		result.AllMs = ms(slices.MaxFunc(back, time.Time.Compare).Sub(master))
+	}
 	return nil
 }
 

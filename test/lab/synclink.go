@@ -65,16 +65,18 @@ func (l *Lab) PlugSync(r *Router) error { return l.WANSwitch.setLink(r.syncPort(
 // within: the kernel flushes the masqueraded flows. Whatever else runs on the
 // router lives on, and so does the sync link.
 func (l *Lab) LinksDown(r *Router) error {
+	killed := make(chan error, 1)
 	if p := r.Keepalived(); p != nil {
-		if err := p.Kill9(); err != nil {
-			return err
-		}
+		go func() { killed <- p.Kill9() }()
+		<-p.Done() // Kill9 goes on to see that its children have ended, too
+	} else {
+		killed <- nil
 	}
 	var errs []error
 	for _, s := range l.Segments() {
 		errs = append(errs, r.setLink(s.Name, false))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, <-killed)...)
 }
 
 // Crash pulls every cable of the router at the switches, that of the sync link

@@ -28,26 +28,36 @@ type ProbeLog [][]time.Time
 // Outage is what one probe missed.
 type Outage struct {
 	Gap  time.Duration // the longest time between two answers
-	Back time.Time     // when the first one after it arrived
+	Back time.Time     // when it was answered by the new master; zero: without a gap
 }
 
-// Outages finds the longest gap of each probe that ends after the fault and has
-// begun by a certain time; alive are the probes that were still answered in the
-// last half second before the end.
-func (log ProbeLog) Outages(fault, begun, end time.Time) (alive []Outage) {
+// The gap in which a takeover falls ends not long before the stamp that it got
+// (IPv6: the kernel tells of addresses late), and does not begin much later.
+const (
+	endsBefore  = 10 * time.Millisecond
+	beginsAfter = 5 * time.Millisecond
+)
+
+// Outages finds each probe's longest gap from a fault to the takeover. Left out
+// are the probes that were not answered in the last half second before the end.
+func (log ProbeLog) Outages(fault, takeover, end time.Time) (alive []Outage) {
 	for _, at := range log {
 		if len(at) == 0 || at[len(at)-1].Before(end.Add(-500*time.Millisecond)) {
 			continue
 		}
 		var longest Outage
+		var around time.Duration // the gap in which the takeover falls
 		for i := 1; i < len(at); i++ {
-			if gap := at[i].Sub(at[i-1]); gap > longest.Gap && at[i].After(fault) && at[i-1].Before(begun) {
-				longest = Outage{gap, at[i]}
+			gap := at[i].Sub(at[i-1])
+			if at[i].Before(fault) || at[i-1].After(takeover.Add(beginsAfter)) {
+				continue
+			}
+			longest.Gap = max(longest.Gap, gap)
+			if gap > around && at[i].After(takeover.Add(-endsBefore)) {
+				around, longest.Back = gap, at[i]
 			}
 		}
-		if longest.Gap > 0 {
-			alive = append(alive, longest)
-		}
+		alive = append(alive, longest)
 	}
 	return alive
 }
