@@ -43,6 +43,14 @@ type socket struct {
 	request  request // of changes, which count their messages themselves
 	sequence uint32
 	closed   atomic.Bool
+
+	// What the last receive got. It is kept here, and read is made once, since a
+	// closure for each datagram would be four allocations for each event.
+	read  func(fd uintptr) bool
+	poll  bool
+	n     int
+	from  unix.Sockaddr
+	errno error
 }
 
 // dialSocket opens a socket in the network namespace of the calling thread.
@@ -52,6 +60,7 @@ func dialSocket(buffer int) (*socket, error) {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
 	}
 	s := &socket{conn: conn, buf: make([]byte, datagramMax)}
+	s.read = s.readOne
 	if err := s.setUp(buffer); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -85,17 +94,9 @@ func (s *socket) close() error {
 // whose error ends it. The messages are only valid during the call. With poll
 // it does not wait but returns EAGAIN.
 func (s *socket) receive(poll bool, handle func(netlink.Message) error) error {
-	n := 0
-	var from unix.Sockaddr
-	var errno error
-	err := s.raw.Read(func(fd uintptr) bool {
-		for {
-			n, from, errno = unix.Recvfrom(int(fd), s.buf, unix.MSG_TRUNC)
-			if !errors.Is(errno, unix.EINTR) {
-				return poll || !errors.Is(errno, unix.EAGAIN)
-			}
-		}
-	})
+	s.poll = poll
+	err := s.raw.Read(s.read)
+	n, from, errno := s.n, s.from, s.errno
 	if err = errors.Join(err, errno); err != nil {
 		return fmt.Errorf("read from netfilter socket: %w", err)
 	}
@@ -106,6 +107,17 @@ func (s *socket) receive(poll bool, handle func(netlink.Message) error) error {
 		return fmt.Errorf("read from netfilter socket: datagram of %d octets, at most %d", n, len(s.buf))
 	}
 	return eachMessage(s.buf[:n], handle)
+}
+
+// readOne takes a datagram from the socket, if there is one; it tells whether to
+// go on without.
+func (s *socket) readOne(fd uintptr) bool {
+	for {
+		s.n, s.from, s.errno = unix.Recvfrom(int(fd), s.buf, unix.MSG_TRUNC)
+		if !errors.Is(s.errno, unix.EINTR) {
+			return s.poll || !errors.Is(s.errno, unix.EAGAIN)
+		}
+	}
 }
 
 // eachMessage splits a datagram.
