@@ -26,6 +26,8 @@ type Replica struct {
 	d        *Dataplane
 	log      *slog.Logger
 	conn     *conntrack.Conn
+	slow     *conntrack.Conn // for what takes its time
+	urgent   *conntrack.Conn // for dumps that no peer holds up
 	listener *conntrack.Listener
 
 	options atomic.Pointer[replicaOptions]
@@ -42,15 +44,10 @@ type Replica struct {
 // NewReplica opens a Replica for the conntrack table of the calling thread's
 // network namespace. Until SetPlan no flow is told or installed.
 func (d *Dataplane) NewReplica(opts ReplicaOptions) (*Replica, error) {
-	conn, err := conntrack.Dial()
-	if err != nil {
-		return nil, fmt.Errorf("open replica: %w", err)
+	r := &Replica{d: d, log: opts.Log, turned: make(chan struct{}, 1)}
+	if err := r.open(); err != nil {
+		return nil, fmt.Errorf("open replica: %w", errors.Join(err, r.Close()))
 	}
-	listener, err := conntrack.Listen(conntrack.Destroys)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open replica: %w", err), conn.Close())
-	}
-	r := &Replica{d: d, log: opts.Log, conn: conn, listener: listener, turned: make(chan struct{}, 1)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -59,9 +56,32 @@ func (d *Dataplane) NewReplica(opts ReplicaOptions) (*Replica, error) {
 	return r, nil
 }
 
+// open opens the sockets. What this router does for its peers, or to its own
+// flows, is no news.
+func (r *Replica) open() (err error) {
+	for _, conn := range []**conntrack.Conn{&r.conn, &r.slow, &r.urgent} {
+		if *conn, err = conntrack.Dial(); err != nil {
+			return err
+		}
+	}
+	if r.listener, err = conntrack.Listen(conntrack.Destroys); err != nil {
+		return err
+	}
+	return r.listener.Ignore(r.conn, r.slow, r.urgent)
+}
+
 // Close ends Follow, which returns os.ErrClosed, and whatever else is under way.
 func (r *Replica) Close() error {
-	return errors.Join(r.listener.Close(), r.conn.Close())
+	var errs []error
+	if r.listener != nil {
+		errs = append(errs, r.listener.Close())
+	}
+	for _, conn := range []*conntrack.Conn{r.conn, r.slow, r.urgent} {
+		if conn != nil {
+			errs = append(errs, conn.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // SetOptions changes what is replicated, from the next flow on.

@@ -14,12 +14,16 @@ import (
 // flows that come and go meanwhile Follow tells. The Flow is valid during the
 // call.
 func (r *Replica) Dump(ctx context.Context, yield func(*policy.Flow) error) error {
+	return r.dump(ctx, r.conn, yield)
+}
+
+func (r *Replica) dump(ctx context.Context, conn *conntrack.Conn, yield func(*policy.Flow) error) error {
 	x := r.newFlowReader()
 	var filter conntrack.Filter
 	if x.options.scope == policy.ScopePinned {
 		filter.Status, filter.StatusMask = conntrack.SrcNAT, conntrack.SrcNAT
 	}
-	return r.conn.Dump(ctx, filter, func(entry *conntrack.Flow) error {
+	return conn.Dump(ctx, filter, func(entry *conntrack.Flow) error {
 		if x.read(entry) != 0 {
 			return nil
 		}

@@ -88,13 +88,8 @@ const normaliseShare = 8
 // its time, and returns how many it changed. It reads the timeouts of the calling
 // thread's network namespace.
 func (r *Replica) Normalise(ctx context.Context, wanted func(*policy.FlowKey) bool) (changed int, err error) {
-	conn, err := conntrack.Dial() // of its own: the dump is slow
-	if err != nil {
-		return 0, fmt.Errorf("normalise timeouts: %w", err)
-	}
-	defer func() { _ = conn.Close() }()
-	n := &normaliser{conn: conn, ordinary: readTimeouts(), standby: r.options.Load().standbyTimeout, begun: time.Now()}
-	err = conn.Dump(ctx, conntrack.Filter{}, func(flow *conntrack.Flow) error {
+	n := &normaliser{conn: r.slow, ordinary: readTimeouts(), standby: r.options.Load().standbyTimeout, begun: time.Now()}
+	err = r.slow.Dump(ctx, conntrack.Filter{}, func(flow *conntrack.Flow) error {
 		if n.seen++; n.seen%installBatch == 0 {
 			if err := n.rest(ctx); err != nil {
 				return err

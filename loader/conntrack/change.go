@@ -97,6 +97,7 @@ type Change struct {
 	// Mark's bits in MarkMask are written.
 	Mark, MarkMask uint32
 	TCP            *TCP // as Entry.TCP; nil: as it is
+	Liberal        bool // of TCP: as TCP, but the windows only
 	SCTP           *SCTP
 }
 
@@ -128,7 +129,11 @@ func (c *Change) encode(r *request, status bool) error {
 	if c.MarkMask != 0 && ^c.MarkMask != 0 {
 		r.uint32(ctaMarkMask, c.MarkMask)
 	}
-	r.protoInfo(c.TCP, c.SCTP)
+	if c.Liberal {
+		r.liberal()
+	} else {
+		r.protoInfo(c.TCP, c.SCTP)
+	}
 	return nil
 }
 

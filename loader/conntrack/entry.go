@@ -169,14 +169,11 @@ func (r *request) protoInfo(tcp *TCP, sctp *SCTP) {
 	}
 	info := r.nest(ctaProtoInfo)
 	if tcp != nil {
-		flags := uint16(TCPLiberal | TCPWindowScale)
-		flags = flags<<8 | flags | uint16(TCPMaxAckSet) // value, mask
 		state := r.nest(ctaProtoInfoTCP)
 		r.uint8(ctaTCPState, uint8(tcp.State))
 		r.uint8(ctaTCPScaleOrig, tcp.OrigScale)
 		r.uint8(ctaTCPScaleReply, tcp.ReplyScale)
-		r.uint16(ctaTCPFlagsOrig, flags)
-		r.uint16(ctaTCPFlagsReply, flags)
+		r.tcpFlags(TCPLiberal | TCPWindowScale)
 		r.close(state)
 	}
 	if sctp != nil {
@@ -187,6 +184,23 @@ func (r *request) protoInfo(tcp *TCP, sctp *SCTP) {
 		r.close(state)
 	}
 	r.close(info)
+}
+
+// liberal writes that segments outside the known windows are valid.
+func (r *request) liberal() {
+	info := r.nest(ctaProtoInfo)
+	state := r.nest(ctaProtoInfoTCP)
+	r.tcpFlags(TCPLiberal)
+	r.close(state)
+	r.close(info)
+}
+
+// tcpFlags sets flags of both directions, and forgets the highest acknowledgement:
+// one below it would be invalid, liberal or not.
+func (r *request) tcpFlags(flags TCPFlags) {
+	set := uint16(flags)<<8 | uint16(flags|TCPMaxAckSet) // value, mask
+	r.uint16(ctaTCPFlagsOrig, set)
+	r.uint16(ctaTCPFlagsReply, set)
 }
 
 func (r *request) adjustment(kind uint16, a *Adjustment) {

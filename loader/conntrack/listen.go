@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -77,6 +79,7 @@ type Event struct {
 type Listener struct {
 	socket  *socket
 	decoder decoder
+	ignored atomic.Pointer[[]uint32] // netlink ports
 }
 
 // Listen subscribes in the network namespace of the calling thread. From its
@@ -119,6 +122,20 @@ func (l *Listener) Leave(groups Groups) error {
 			return fmt.Errorf("unsubscribe from conntrack events: %w", err)
 		}
 	}
+	return nil
+}
+
+// Ignore leaves out the events that requests of conns cause.
+func (l *Listener) Ignore(conns ...*Conn) error {
+	var ports []uint32
+	for _, conn := range conns {
+		port, err := conn.requests.port()
+		if err != nil {
+			return err
+		}
+		ports = append(ports, port)
+	}
+	l.ignored.Store(&ports)
 	return nil
 }
 
@@ -187,6 +204,9 @@ func (l *Listener) broken(err error) error {
 func (l *Listener) handle(ctx context.Context, m netlink.Message, handle func(Event) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if ports := l.ignored.Load(); ports != nil && slices.Contains(*ports, m.Header.PID) {
+		return nil
 	}
 	event := Event{}
 	switch {

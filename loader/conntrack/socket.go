@@ -82,6 +82,21 @@ func (s *socket) setUp(buffer int) (err error) {
 	return nil
 }
 
+// port is the socket's netlink port, by which the kernel says whose request
+// caused an event.
+func (s *socket) port() (port uint32, err error) {
+	control := s.raw.Control(func(fd uintptr) {
+		var at unix.Sockaddr
+		if at, err = unix.Getsockname(int(fd)); err == nil {
+			port = at.(*unix.SockaddrNetlink).Pid
+		}
+	})
+	if err = errors.Join(control, err); err != nil {
+		return 0, fmt.Errorf("ask for the port of the netfilter socket: %w", err)
+	}
+	return port, nil
+}
+
 func (s *socket) close() error {
 	s.closed.Store(true)
 	if err := s.conn.Close(); err != nil {
