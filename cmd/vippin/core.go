@@ -250,6 +250,9 @@ func (d *daemon) tellChange(change vrrp.Change) {
 		if over {
 			detail = "the conflict is over"
 		}
+		if r := d.state.replication; r != nil && !over && change.Group != 0 {
+			r.flows.Contested(change.Name)
+		}
 		d.log.Warn("conflict", "about", change.Name, "text", detail)
 		d.hub.Publish(policy.Event{Kind: "conflict", Group: change.Name, Over: over, Detail: detail})
 	}

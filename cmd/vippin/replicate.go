@@ -36,6 +36,7 @@ type flowTable interface {
 	Remove([]loader.Removal) ([]bool, error)
 	Refresh(keys []policy.FlowKey, missing func(i int)) error
 	Normalise(ctx context.Context, wanted func(*policy.FlowKey) bool) (changed int, err error)
+	Loosen(ctx context.Context, wanted func(group string) bool) (loosened int, err error)
 	InstallExpectation(*policy.Expectation) error
 	Skipped() map[string]uint64
 	Close() error
@@ -66,13 +67,16 @@ type replicator struct {
 	uppers    map[int]int // of pinned interfaces' macvlans, the interface below
 	pins      []natsync.PinState
 	bornHere  map[string]bool         // groups of which flows may be here that no peer told of
+	unheard   map[string]bool         // groups that this router was MASTER of while a peer did not hear it
 	flushed   []policy.Flow           // to be put back
 	taken     int                     // flows taken over whose timeouts are to be normalised
 	links     map[string]*peerLink    // by peer, those with a session
 	history   map[string]*peerHistory // by peer
 	counts    replicaCounts
 
-	wake chan struct{} // flushed or taken has something
+	loose map[string]bool // groups whose connections another router may forward, or have forwarded
+
+	wake chan struct{} // flushed, taken or loose has something
 }
 
 // replicaCounts is what is shown of the flows, since the start.
@@ -94,14 +98,22 @@ func newReplicator(e *env, log *slog.Logger, table flowTable, identity natsync.C
 		log: log, monotonic: e.monotonic, now: e.now, table: table, identity: identity,
 		sync: config.Sync, authority: natsync.NewAuthority(key), told: natsync.NewTable(),
 		hold:     natsync.Hold{For: config.Sync.DeleteHold, Limit: int(config.Dataplane.MaxFlows)},
-		bornHere: make(map[string]bool),
-		links:    make(map[string]*peerLink), history: make(map[string]*peerHistory),
+		bornHere: make(map[string]bool), unheard: make(map[string]bool), loose: make(map[string]bool),
+		links: make(map[string]*peerLink), history: make(map[string]*peerHistory),
 		wake: make(chan struct{}, 1),
 	}
 }
 
 // Run replicates until ctx ends.
 func (r *replicator) Run(ctx context.Context) error {
+	r.mu.Lock()
+	for _, group := range r.authority.States() { // of before this daemon
+		if group.Role != policy.RoleMaster {
+			r.bornHere[group.Name] = true
+			r.loosen(group.Name)
+		}
+	}
+	r.mu.Unlock()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return r.table.Follow(ctx, r.flowEvent) })
 	tasks.Go(func() error { return r.tend(ctx) })
@@ -156,17 +168,35 @@ func (r *replicator) SetRole(group string, role policy.Role) {
 			r.rouse()
 		}
 		r.bornHere[group] = true
+		if len(r.links) < len(r.sync.Peers) {
+			r.unheard[group] = true
+		}
 		r.bulkToAll()
 	case was:
 		// Ends that are held are not told: the group's new MASTER knows better, and
 		// would not listen. It tells what it has.
 		r.hold.Drop(group)
+		r.loosen(group)
 		for _, link := range r.links {
 			link.session.RequestBulk([]string{group})
 		}
 	}
 	r.table.SetActive(r.authority.IsMaster())
 	r.tellState()
+}
+
+// Contested says that another router seems to be MASTER of a group, too.
+func (r *replicator) Contested(group string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loosen(group)
+}
+
+// loosen lets a group's connections come back to this router with whatever
+// sequence numbers they have then. Called with mu.
+func (r *replicator) loosen(group string) {
+	r.loose[group] = true
+	r.rouse()
 }
 
 // Shaken says that an interface was set down, went, or lost an address.

@@ -28,6 +28,8 @@ type peerLink struct {
 	greeted  bool
 	groups   []natsync.GroupState
 	rounds   map[string]uint32 // of bulks that are coming in, by group
+	offered  map[string]bool   // groups whose flows were told though the peer is MASTER
+	early    map[string]bool   // groups whose bulk began before the peer had the offer
 	missing  bool              // this router has lost flows that the peer told of
 	askedAt  time.Duration
 	refused  map[policy.FlowKey]natsync.Reason // by the peer, of late
@@ -45,7 +47,8 @@ const refusedMost = 16384
 func (r *replicator) Serve(ctx context.Context, peer, key string, conn net.Conn) error {
 	link := &peerLink{
 		r: r, peer: peer, key: key, wanted: make(chan struct{}, 1), began: r.now(),
-		rounds: make(map[string]uint32), refused: make(map[policy.FlowKey]natsync.Reason),
+		rounds: make(map[string]uint32), offered: make(map[string]bool), early: make(map[string]bool),
+		refused: make(map[policy.FlowKey]natsync.Reason),
 	}
 	config := r.identity
 	config.Handler = link
@@ -86,6 +89,9 @@ func (r *replicator) leave(link *peerLink) {
 	if r.links[link.peer] == link {
 		delete(r.links, link.peer)
 		r.authority.Gone(link.peer)
+		for _, group := range r.authority.Mastered() {
+			r.unheard[group] = true
+		}
 	}
 }
 
@@ -125,7 +131,7 @@ func (l *peerLink) bulks(ctx context.Context) error {
 
 // bulk tells the peer of all flows that this router speaks for.
 func (l *peerLink) bulk(ctx context.Context) error {
-	groups := l.r.spokenFor()
+	groups, offers := l.groupsOfBulk()
 	if len(groups) == 0 {
 		l.r.bulkDone(l)
 		return nil
@@ -134,7 +140,7 @@ func (l *peerLink) bulk(ctx context.Context) error {
 	for _, group := range groups {
 		speaks[group] = true
 	}
-	l.session.BeginBulk(groups, l.r.about())
+	l.session.BeginBulk(groups, 0)
 	err := l.r.table.Dump(ctx, func(flow *policy.Flow) error {
 		if !speaks[flow.Group] {
 			return nil
@@ -157,21 +163,42 @@ func (l *peerLink) bulk(ctx context.Context) error {
 	}
 	l.session.EndBulk()
 	l.r.bulkDone(l)
+	l.offerMade(offers)
 	return nil
 }
 
-// about is how many flows a bulk will have, roughly, for the peer to show.
-func (r *replicator) about() uint64 { return 0 }
-
-// spokenFor lists the groups whose flows peers hear of from this router.
-func (r *replicator) spokenFor() []string {
+// groupsOfBulk lists the groups whose flows the peer is told of: those that this
+// router speaks for, and as offers those that it was MASTER of unheard. The peer
+// takes what clashes with nothing, and its own bulk, which it is asked for then,
+// makes both tables one.
+func (l *peerLink) groupsOfBulk() (groups, offers []string) {
+	r := l.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	groups := r.authority.Mastered()
+	groups = r.authority.Mastered()
 	if len(groups) > 0 {
 		groups = append(groups, "")
 	}
-	return groups
+	for group := range r.unheard {
+		if r.authority.Role(group) != policy.RoleMaster && l.contests(group) {
+			offers = append(offers, group)
+			l.offered[group] = true
+		}
+	}
+	return append(groups, offers...), offers
+}
+
+// offerMade asks for the peer's bulk of the groups that it was offered.
+func (l *peerLink) offerMade(offers []string) {
+	if len(offers) == 0 {
+		return
+	}
+	l.session.RequestBulk(offers)
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	for _, group := range offers {
+		delete(l.r.unheard, group)
+	}
 }
 
 func (r *replicator) bulkDone(link *peerLink) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"slices"
 
 	"vippin/loader"
 	"vippin/policy"
@@ -33,10 +34,25 @@ func (l *peerLink) State(state natsync.State) {
 	if r.links[l.peer] != l {
 		return
 	}
+	for _, group := range state.Groups {
+		if group.Role == policy.RoleMaster && r.authority.Role(group.Name) == policy.RoleMaster && !l.contests(group.Name) {
+			r.loosen(group.Name)
+		}
+		if group.Role == policy.RoleMaster && r.unheard[group.Name] && r.authority.Role(group.Name) != policy.RoleMaster {
+			l.askBulk()
+		}
+	}
 	l.groups = state.Groups
 	if r.authority.Heard(l.peer, l.key, state.Groups) {
 		r.tellState()
 	}
+}
+
+// contests tells whether the peer has said already that it is MASTER of a group.
+func (l *peerLink) contests(group string) bool {
+	return slices.ContainsFunc(l.groups, func(g natsync.GroupState) bool {
+		return g.Name == group && g.Role == policy.RoleMaster
+	})
 }
 
 // Batch makes the kernel what the peer says. Flows that take nobody's place are
@@ -83,8 +99,12 @@ func (l *peerLink) install(flows []policy.Flow) {
 		flow := &flows[i]
 		if err == nil && outcomes[i].There() {
 			r.told.Put(l.peer, flow)
-			if r.speaksFor(flow.Group) && flow.Group != "" {
+			if flow.Group != "" && r.speaksFor(flow.Group) {
 				r.told.Own(flow.FlowKey)
+				if outcomes[i] == loader.Installed { // with the timeout of one that stands by
+					r.taken++
+					r.rouse()
+				}
 			}
 			continue
 		}
@@ -156,8 +176,10 @@ func (l *peerLink) BulkBegin(groups []string) {
 	l.r.mu.Lock()
 	defer l.r.mu.Unlock()
 	round := l.r.told.Begin()
+	offered := l.session.Stats().Sent.Bulk.Done
 	for _, group := range groups {
 		l.rounds[group] = round
+		l.early[group] = l.offered[group] && !offered
 	}
 }
 
@@ -180,7 +202,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 			r.told.Drop(record.Key)
 			removals = append(removals, loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin})
 		}
-		if group != "" && r.bornHere[group] {
+		if group != "" && r.bornHere[group] && !r.unheard[group] && !l.early[group] {
 			born[group] = round
 		}
 	}

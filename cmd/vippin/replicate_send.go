@@ -181,8 +181,9 @@ const (
 	refreshChunk = 1024
 )
 
-// mend puts flows back that the kernel flushed, and gives flows that were taken
-// over their ordinary timeouts.
+// mend puts flows back that the kernel flushed, prepares those that another router
+// forwards for their return, and gives those that were taken over their ordinary
+// timeouts.
 func (r *replicator) mend(ctx context.Context) error {
 	for {
 		select {
@@ -200,8 +201,25 @@ func (r *replicator) mend(ctx context.Context) error {
 			}
 			r.restore(flushed)
 		}
+		r.letLoose(ctx)
 		r.normalise(ctx)
 	}
+}
+
+// letLoose loosens the TCP windows of groups that another router forwards.
+func (r *replicator) letLoose(ctx context.Context) {
+	r.mu.Lock()
+	groups := r.loose
+	r.loose = make(map[string]bool)
+	r.mu.Unlock()
+	if len(groups) == 0 {
+		return
+	}
+	n, err := r.table.Loosen(ctx, func(group string) bool { return groups[group] })
+	if err != nil {
+		r.log.Warn("connections may break that come back to this router", "error", err)
+	}
+	r.log.Debug("loosened TCP windows", "connections", n)
 }
 
 // normalise gives flows that were taken over their ordinary timeouts.

@@ -41,12 +41,13 @@ type fakeTable struct {
 	restored  int
 	refreshed int
 	normal    int
+	loosened  map[string]int
 	full      bool
 	events    chan loader.FlowEvent
 }
 
 func newFakeTable() *fakeTable {
-	return &fakeTable{flows: make(map[policy.FlowKey]policy.Flow), events: make(chan loader.FlowEvent)}
+	return &fakeTable{flows: make(map[policy.FlowKey]policy.Flow), events: make(chan loader.FlowEvent), loosened: make(map[string]int)}
 }
 
 func (f *fakeTable) SetOptions(policy.SyncConfig)         {}
@@ -155,6 +156,15 @@ func (f *fakeTable) Normalise(_ context.Context, wanted func(*policy.FlowKey) bo
 	return n, nil
 }
 
+func (f *fakeTable) Loosen(_ context.Context, wanted func(string) bool) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if wanted(core) {
+		f.loosened[core]++
+	}
+	return 0, nil
+}
+
 func (f *fakeTable) put(flow *policy.Flow) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -206,6 +216,7 @@ func newCouple(t *testing.T) *couple {
 func (c *couple) station(name string) *station {
 	config := policy.DefaultConfig(name, "")
 	config.Sync.StandbyTimeout = time.Hour
+	config.Sync.Peers = []policy.PeerConfig{{Name: "the other one"}}
 	began := time.Now()
 	e := &env{now: time.Now, monotonic: func() time.Duration { return time.Since(began) + time.Hour }}
 	s := &station{t: c.t, name: name, kernel: newFakeTable()}
@@ -369,7 +380,10 @@ func TestReplicateTakeover(t *testing.T) {
 		}
 		c.a.flows.SetRole(core, policy.RoleBackup)
 		c.settle()
-		c.a.wants(1, 2, 3) // b has told it
+		c.a.wants(1, 2, 3)                  // b has told it
+		if c.a.kernel.loosened[core] != 2 { // while both were MASTER, and now
+			t.Errorf("a loosened its windows %d times", c.a.kernel.loosened[core])
+		}
 		c.b.begin(4)
 		c.b.end(2)
 		time.Sleep(5 * time.Second)
@@ -419,6 +433,34 @@ func TestReplicateSplitBrain(t *testing.T) {
 				t.Errorf("%s has the public port %d of a flow that the surviving MASTER knows by 2", s.name, to)
 			}
 		}
+	})
+}
+
+// The loser of a split brain has flows that the MASTER has never heard of.
+func TestReplicateOffersAfterASplitBrain(t *testing.T) {
+	inCouple(t, func(t *testing.T, c *couple) {
+		c.a.begin(1)
+		c.settle()
+		c.cut()
+		c.b.flows.SetRole(core, policy.RoleMaster)
+		c.b.begin(2, 3)
+		c.a.begin(4)
+		c.b.flows.SetRole(core, policy.RoleBackup)
+		c.join()
+		c.settle()
+		c.a.wants(1, 2, 3, 4)
+		c.b.wants(1, 2, 3, 4)
+		if c.a.kernel.normal == 0 {
+			t.Error("the MASTER holds flows for an hour that may have ended")
+		}
+		// What ends now ends everywhere: the offer is made once.
+		c.a.end(2)
+		time.Sleep(5 * time.Second)
+		c.cut()
+		c.join()
+		c.settle()
+		c.a.wants(1, 3, 4)
+		c.b.wants(1, 3, 4)
 	})
 }
 
