@@ -140,7 +140,7 @@ func (r *Replica) install(n int, ordinary *timeouts, of func(i int) Installation
 			outcomes[start+i] = w.outcome
 		}
 	}
-	clear(x.batch[:]) // it points to flows
+	clear(x.batch[:min(n, installBatch)]) // it points to flows
 	return outcomes, nil
 }
 

@@ -187,13 +187,13 @@ func TestMappingInItsGrace(t *testing.T) {
 	}
 }
 
-// exchangeOnce is exchange with one datagram each way.
+// exchangeOnce is exchange with one datagram each way, which is sent in pieces.
 func exchangeOnce(t *testing.T, client, server *net.UDPConn, to string) netip.AddrPort {
 	t.Helper()
-	buffer := make([]byte, 64)
+	buffer := make([]byte, 4000)
 	deadline := time.Now().Add(patience)
 	_, _ = client.SetDeadline(deadline), server.SetDeadline(deadline)
-	if _, err := client.WriteToUDPAddrPort([]byte("once"), netip.MustParseAddrPort(to)); err != nil {
+	if _, err := client.WriteToUDPAddrPort(buffer, netip.MustParseAddrPort(to)); err != nil {
 		t.Fatal(err)
 	}
 	_, from, err := server.ReadFromUDPAddrPort(buffer)
@@ -297,6 +297,9 @@ func TestNearlyFull(t *testing.T) {
 	l.mustHaveMappings(t, room)
 	mustRemove(t, l.replica, []policy.Flow{*list[0].Flow})
 	l.replica.installer.room = room95(1000, 900)
+	l.mustBecome(t, list[0], Installed)
+	mustRemove(t, l.replica, []policy.Flow{*list[0].Flow})
+	l.replica.installer.room = room95(0, 950) // no limit
 	l.mustBecome(t, list[0], Installed)
 	l.replica.installer.room = room95(1000, 950)
 	late := udpFlow("192.168.1.10:4000", vip+":4000", server7)

@@ -161,6 +161,9 @@ func tcpState(f *policy.Flow) conntrack.TCPState {
 	}
 }
 
+// leastTimeout is what conntrack gives a connection that was reset.
+const leastTimeout = 10 * time.Second
+
 // timeout is how long the entry lives without a packet. One that a peer told
 // waits for a takeover; only a connection that is over has its own time. (A
 // half-closed one may go on for long.)
@@ -173,7 +176,7 @@ func (w *installing) timeout(x *installer) time.Duration {
 		tcp, sctp := w.state()
 		return x.ordinary.of(f.Proto, status(f), tcp, sctp)
 	case f.Proto == unix.IPPROTO_TCP && tcpState(f) >= conntrack.TCPLastAck:
-		return max(f.Timeout, time.Second)
+		return max(f.Timeout, leastTimeout)
 	}
 	return x.standby
 }

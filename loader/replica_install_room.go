@@ -4,6 +4,7 @@ package loader
 
 import (
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -41,6 +42,9 @@ func (r *Replica) hasRoom(pinned bool) (bool, error) {
 			return false, err
 		}
 		m.entries, m.looked = int(uint64(most)*roomPercent/100)-int(used), time.Now()
+		if most == 0 { // without a limit
+			m.entries = math.MaxInt32
+		}
 	}
 	if m.entries <= 0 || !pinned {
 		return m.entries > 0, nil

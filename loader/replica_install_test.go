@@ -3,10 +3,13 @@
 package loader
 
 import (
+	"net"
+	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"vippin/loader/conntrack"
 	"vippin/policy"
 )
 
@@ -72,4 +75,65 @@ func mustRemove(t *testing.T, r *Replica, flows []policy.Flow) (removed int) {
 		}
 	}
 	return removed
+}
+
+// TestHandshakeOutlivesItsRouter: the first router fails between SYN and SYN-ACK.
+func TestHandshakeOutlivesItsRouter(t *testing.T) {
+	p := newPair(t, masqueradeWAN+`
+		table inet deaf { chain pre { type filter hook prerouting priority raw; iifname "wan0" tcp flags & ack == ack drop; }; }`)
+	var listener net.Listener
+	err := inNamespace(p.wan, func() (err error) { listener, err = net.Listen("tcp", server7); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	dialled := make(chan error, 1)
+	var client net.Conn
+	go func() {
+		dialled <- inNamespace(p.lan, func() (err error) {
+			dialer := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort("192.168.1.10:4000"))}
+			client, err = dialer.Dial("tcp", server7)
+			return err
+		})
+	}()
+	var flows []policy.Flow
+	await(t, "the first router tells of the SYN", func() bool { flows = p.told(t); return len(flows) == 1 })
+	if flows[0].TCPState != uint8(conntrack.TCPSynSent) || flows[0].To != end(vip+":4000") {
+		t.Fatalf("told %+v", flows[0])
+	}
+	mustInstall(t, p.peer, installations(flows), Installed)
+	p.failOver(t)
+	if err := <-dialled; err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	accepted, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = accepted.Close() }()
+	if got := accepted.RemoteAddr().String(); got != vip+":4000" {
+		t.Errorf("the connection comes from %s", got)
+	}
+	both(t, client, accepted)
+}
+
+// TestFragmentsOfInstalledFlows: datagrams in pieces find their way, beside those
+// of a flow that was born here and talks to the same host.
+func TestFragmentsOfInstalledFlows(t *testing.T) {
+	l := newReplicaLab(t, masqueradeWAN)
+	server := socket(t, l.wan, server7)
+	installed, born := socket(t, l.lan, "192.168.1.10:4000"), socket(t, l.lan, "192.168.1.11:4001")
+	flow := udpFlow("192.168.1.10:4000", vip+":4999", server7)
+	l.mustBecome(t, Installation{Flow: &flow}, Installed)
+	for range 3 {
+		for _, c := range []struct {
+			conn *net.UDPConn
+			want string
+		}{{born, vip + ":4001"}, {installed, vip + ":4999"}} {
+			if got := exchangeOnce(t, c.conn, server, server7); got.String() != c.want {
+				t.Errorf("it comes from %v, want %s", got, c.want)
+			}
+		}
+	}
 }
