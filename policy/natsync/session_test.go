@@ -311,9 +311,11 @@ func TestWindowOpens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair(t, nil)
 		defer p.end()
+		p.rb.hold = make(chan struct{})
 		p.a.SetState(ours)
-		pass(100 * time.Millisecond)
 		putMany(p.a, 0, 4*window*batchFlows)
+		pass(100 * time.Millisecond)
+		close(p.rb.hold)
 		pass(20 * time.Millisecond)
 		if len(p.rb.flows) != 4*window*batchFlows {
 			t.Errorf("%d flows came in 20 ms", len(p.rb.flows))
