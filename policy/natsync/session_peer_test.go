@@ -321,9 +321,14 @@ func TestWindow(t *testing.T) {
 		p.s.SetState(ours)
 		p.say(hello(1, 1), state())
 		putMany(p.s, 0, 2*window*batchFlows)
-		pass(time.Second)
+		pass(1100 * time.Millisecond) // not at a beat
 		if s := p.s.Stats(); s.Sent.Batches != window || s.Sent.Flows > window*batchFlows || s.Lag != 2*window*batchFlows {
 			t.Errorf("%+v", s)
+		}
+		p.say(ack(window))
+		pass(10 * time.Millisecond)
+		if s := p.s.Stats(); s.Sent.Batches != 2*window {
+			t.Errorf("an acknowledgement opens it for %d batches", s.Sent.Batches-window)
 		}
 	})
 }

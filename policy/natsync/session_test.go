@@ -306,23 +306,6 @@ func TestGathering(t *testing.T) {
 	})
 }
 
-// An acknowledgement opens the window at once.
-func TestWindowOpens(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPair(t, nil)
-		defer p.end()
-		p.rb.hold = make(chan struct{})
-		p.a.SetState(ours)
-		putMany(p.a, 0, 4*window*batchFlows)
-		pass(100 * time.Millisecond)
-		close(p.rb.hold)
-		pass(20 * time.Millisecond)
-		if len(p.rb.flows) != 4*window*batchFlows {
-			t.Errorf("%d flows came in 20 ms", len(p.rb.flows))
-		}
-	})
-}
-
 func TestStateIsTheSignOfLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair(t, func(a, _ *Config) { a.Beat = time.Second; a.QueueLimit = 10 })
