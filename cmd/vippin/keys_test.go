@@ -148,6 +148,23 @@ func TestTrustIsNotLost(t *testing.T) {
 	}
 }
 
+// TestWhoseKeyCounts: the configuration's before the store's, and nobody's who is
+// no peer.
+func TestWhoseKeyCounts(t *testing.T) {
+	parse := func(text string) policy.PublicKey {
+		key, err := policy.ParsePublicKey(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	peers := []policy.PeerConfig{{Name: "router-b", Key: keyB}, {Name: "router-c"}, {Name: "router-d"}}
+	keys := peerKeys(peers, map[string]policy.PublicKey{"router-b": parse(keyC), "router-c": parse(keyC), "router-x": parse(keyB)})
+	if len(keys) != 2 || keys["router-b"] != parse(keyB) || keys["router-c"] != parse(keyC) {
+		t.Errorf("%v", keys)
+	}
+}
+
 func TestDamagedTrust(t *testing.T) {
 	for name, text := range map[string]string{
 		"cut off": `{"router-b": "Mc0Q`, "another shape": `["router-b"]`, "bad key": `{"router-b": "abc="}`, "empty": "",

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"vippin/policy"
 )
@@ -112,4 +114,66 @@ func TestLateCrossing(t *testing.T) {
 			t.Errorf("%d sessions", most)
 		}
 	}
+}
+
+// TestPatience: the router with the greater key dials once at its start, and
+// leaves it to its peer after each session.
+func TestPatience(t *testing.T) {
+	a, b := newPair(t)
+	b.pace.passive, b.pace.retry, b.pace.retryMax = time.Hour, 1, 1
+	listener, err := net.Listen("tcp", a.address.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	b.start(b.configFor(a.peerOf()))
+	first, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	for range 5 {
+		s, err := a.dial(t.Context(), b.peerOf(), b.public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		session := b.next()
+		s.close()
+		session.wait(t)
+		waitFor(t, func() bool { return b.link("router-a").State == linkConnecting })
+	}
+	if err := listener.(*net.TCPListener).SetDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := listener.Accept(); err == nil {
+		conn.Close()
+		t.Error("it dials again")
+	}
+}
+
+// TestDialNeedsTLS13, whoever listens.
+func TestDialNeedsTLS13(t *testing.T) {
+	a, b := newPair(t)
+	config := b.tlsConfig(func(policy.PublicKey) error { return nil })
+	config.MinVersion, config.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+	listener, err := tls.Listen("tcp", b.address.String(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if conn, err := listener.Accept(); err == nil {
+			defer conn.Close()
+			_, _ = conn.Write([]byte{welcome})
+			_, _ = io.Copy(io.Discard, conn)
+		}
+	}()
+	s, err := a.dial(t.Context(), b.peerOf(), b.public)
+	if err == nil {
+		s.close()
+		t.Error("TLS 1.2 is good enough")
+	}
+	listener.Close()
+	<-done
 }
