@@ -119,6 +119,24 @@ func TestFailoverBetweenUnlikeRouters(t *testing.T) {
 	troop.allAnswered()
 }
 
+// Three routers: the flows outlive the master, and then the next one.
+func TestFailoverTwice(t *testing.T) {
+	t.Parallel()
+	p := setPair(t, "twice", lab.Options{Firewall: true, ThirdRouter: true}, "")
+	troop := p.muster(60, 20000, false)
+	p.awaitAgreement(troop.count)
+	p.awaitAgreementOf(p.RA, p.RC, troop.count)
+	p.must(p.Crash(p.RA))
+	p.awaitRole(p.RB, policy.RoleMaster)
+	troop.allAnswered()
+	late := p.muster(30, 30000, false)
+	p.awaitAgreementOf(p.RB, p.RC, troop.count+late.count)
+	p.must(p.Crash(p.RB))
+	p.awaitRole(p.RC, policy.RoleMaster)
+	troop.allAnswered()
+	late.allAnswered()
+}
+
 // conntrackd replicates into the same tables: neither minds the other.
 func TestFailoverBesideConntrackd(t *testing.T) {
 	t.Parallel()

@@ -24,8 +24,8 @@ type pair struct {
 
 const syncPort = 7443
 
-// setPair builds a lab with a sync link, and starts keepalived and vippin on both
-// routers. ra is MASTER, and each has heard all of the other.
+// setPair builds a lab with a sync link, and starts keepalived and vippin on the
+// routers. ra is MASTER, and each has heard all of the others.
 func setPair(t *testing.T, name string, opts lab.Options, extra string) *pair {
 	t.Helper()
 	s := setScene(t, name, opts)
@@ -36,7 +36,9 @@ func setPair(t *testing.T, name string, opts lab.Options, extra string) *pair {
 		s.start(r, p.config(r, onWAN))
 	}
 	p.awaitRole(s.RA, policy.RoleMaster)
-	p.awaitRole(s.RB, policy.RoleBackup)
+	for _, r := range s.Routers()[1:] {
+		p.awaitRole(r, policy.RoleBackup)
+	}
 	p.awaitSync()
 	return p
 }
@@ -49,12 +51,16 @@ func (p *pair) other(r *lab.Router) *lab.Router {
 	return p.RA
 }
 
-// config is a router's configuration with the peer in it.
+// config is a router's configuration with its peers in it.
 func (p *pair) config(r *lab.Router, pins string) string {
 	p.t.Helper()
-	peer := p.other(r)
-	return pins + fmt.Sprintf("sync:\n  listen: %s:%d\n%s  peers: [{name: %s, address: \"%s:%d\", key: %q}]\n",
-		r.SyncAddr(), syncPort, p.extra, peer.Name, peer.SyncAddr(), syncPort, p.key(peer))
+	text := pins + fmt.Sprintf("sync:\n  listen: %s:%d\n%s  peers:\n", r.SyncAddr(), syncPort, p.extra)
+	for _, peer := range p.Routers() {
+		if peer != r {
+			text += fmt.Sprintf("    - {name: %s, address: \"%s:%d\", key: %q}\n", peer.Name, peer.SyncAddr(), syncPort, p.key(peer))
+		}
+	}
+	return text
 }
 
 // key is a router's public key.
@@ -105,20 +111,25 @@ func (p *pair) mappings(r *lab.Router) map[string]policy.FlowStatus {
 	return all
 }
 
-// awaitAgreement waits until both routers hold the same mappings, at least some.
+// awaitAgreement waits until ra and rb hold the same mappings, at least some.
 func (p *pair) awaitAgreement(least int) {
+	p.t.Helper()
+	p.awaitAgreementOf(p.RA, p.RB, least)
+}
+
+func (p *pair) awaitAgreementOf(ra, rb *lab.Router, least int) {
 	p.t.Helper()
 	var only [2][]string
 	var counts [2]int
 	err := lab.Await(p.ctx, "the same mappings on both routers", func() (bool, error) {
-		a, b := p.mappings(p.RA), p.mappings(p.RB)
+		a, b := p.mappings(ra), p.mappings(rb)
 		only[0], only[1] = missingIn(a, b), missingIn(b, a)
 		counts[0], counts[1] = len(a), len(b)
 		return len(only[0])+len(only[1]) == 0 && len(a) >= least, nil
 	})
 	if err != nil {
-		p.t.Fatalf("ra has %d mappings, rb %d, at least %d are wanted\nonly on ra (%d): %.10q\nonly on rb (%d): %.10q\n%s",
-			counts[0], counts[1], least, len(only[0]), first(only[0], 10), len(only[1]), first(only[1], 10), p.Describe())
+		p.t.Fatalf("%s has %d mappings, %s %d, at least %d are wanted\nonly on the first (%d): %.10q\nonly on the second (%d): %.10q\n%s",
+			ra.Name, counts[0], rb.Name, counts[1], least, len(only[0]), first(only[0], 10), len(only[1]), first(only[1], 10), p.Describe())
 	}
 }
 

@@ -33,7 +33,7 @@ type Keepalived struct {
 	Version      int           // 3 (default) or 2; IPv6 instances are always 3
 	Auth         Auth          // with version 2
 	Interval     time.Duration // default 100 ms; version 2: whole seconds, default 1 s
-	Priority     int           // default 150 on ra, 100 on rb
+	Priority     int           // default 150 on ra, 100 on rb, 50 on rc
 	NoPreempt    bool
 	Unicast      bool // unicast_peer instead of multicast
 	VMAC         bool // VIPs on a macvlan with the virtual MAC; adverts leave there too
@@ -56,10 +56,7 @@ func (k Keepalived) withDefaults(router string) Keepalived {
 		}
 	}
 	if k.Priority == 0 {
-		k.Priority = 100
-		if router == "ra" {
-			k.Priority = 150
-		}
+		k.Priority = map[string]int{"ra": 150, "rb": 100, "rc": 50}[router]
 	}
 	return k
 }
@@ -104,23 +101,28 @@ func (l *Lab) StartKeepalived(r *Router, k Keepalived) (*Proc, error) {
 	return p, nil
 }
 
-// StartRouters starts the same keepalived on both routers: first on ra, and
-// when that is MASTER on rb, which comes up as BACKUP.
+// StartRouters starts the same keepalived on all routers: first on ra, and when
+// that is MASTER on the others, which come up as BACKUP.
 func (l *Lab) StartRouters(ctx context.Context, k Keepalived) error {
 	if _, err := l.StartKeepalived(l.RA, k); err != nil {
 		return err
 	}
-	if err := l.RA.AwaitMaster(ctx); err != nil || l.RB == nil {
+	if err := l.RA.AwaitMaster(ctx); err != nil {
 		return err
 	}
-	p, err := l.StartKeepalived(l.RB, k)
-	if err != nil {
-		return err
+	for _, r := range l.Routers()[1:] {
+		p, err := l.StartKeepalived(r, k)
+		if err != nil {
+			return err
+		}
+		if err := p.AwaitLog(ctx, "Entering BACKUP STATE"); err != nil {
+			return err
+		}
+		if err := r.AwaitBackup(ctx); err != nil {
+			return err
+		}
 	}
-	if err := p.AwaitLog(ctx, "Entering BACKUP STATE"); err != nil {
-		return err
-	}
-	return l.RB.AwaitBackup(ctx)
+	return nil
 }
 
 // Keepalived is the router's process, nil when none was started. Kill9 on it

@@ -22,6 +22,7 @@ type Lab struct {
 	LANSwitch, WANSwitch *Node
 	Hosts                []*Node // h1, h2 …, interface eth0
 	RA, RB               *Router // RB is nil with SingleRouter
+	RC                   *Router // with Options.ThirdRouter
 	Server               *Node   // interface eth0; eth1 on WAN1
 	Transit, BeyondHost  *Node   // with Options.Transit: eth0 on the WAN, eth1 to BeyondHost's eth0
 	Inside, DeepHost     *Node   // with Options.Inside: eth0 on the LAN, eth1 to DeepHost's eth0
@@ -149,10 +150,13 @@ var errClosed = errors.New("the lab is closed")
 
 // Routers lists the routers there are.
 func (l *Lab) Routers() []*Router {
-	if l.RB == nil {
-		return []*Router{l.RA}
+	var routers []*Router
+	for _, r := range []*Router{l.RA, l.RB, l.RC} {
+		if r != nil {
+			routers = append(routers, r)
+		}
 	}
-	return []*Router{l.RA, l.RB}
+	return routers
 }
 
 // Segments lists the networks that the routers are on.

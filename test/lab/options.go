@@ -37,6 +37,7 @@ type Options struct {
 	Inside       bool       // on the LAN a further router, with a host behind it
 	Offloads     Offloads
 	SingleRouter bool   // only ra, which holds the VIPs without keepalived
+	ThirdRouter  bool   // beside ra and rb also rc, of lower priority than both
 	VippinBin    string // "" = $VIPPIN_BIN, or else built from this module
 	NoBTF        bool   // vippin sees no BTF, as on a kernel without; also $VIPPIN_LAB_NO_BTF = 1
 }

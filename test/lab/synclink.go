@@ -14,10 +14,11 @@ import (
 // they replicate, and no VRRP. AddSyncLink makes it.
 const SyncLink = "sync0"
 
-// The routers' addresses on the sync link, a /30.
+// The routers' addresses on the sync link, a /29.
 var (
 	SyncRA = netip.MustParseAddr("198.19.0.1")
 	SyncRB = netip.MustParseAddr("198.19.0.2")
+	SyncRC = netip.MustParseAddr("198.19.0.3")
 )
 
 const bridgeSync = "br2" // in the WAN switch's namespace
@@ -36,7 +37,7 @@ func (l *Lab) AddSyncLink() error {
 	for _, r := range l.Routers() {
 		if err := errors.Join(
 			r.plug(SyncLink, l.WANSwitch, bridgeSync, r.syncPort()),
-			r.addAddress(SyncLink, r.SyncAddr(), 30, false),
+			r.addAddress(SyncLink, r.SyncAddr(), 29, false),
 		); err != nil {
 			return err
 		}
@@ -46,8 +47,11 @@ func (l *Lab) AddSyncLink() error {
 
 // SyncAddr is the router's address on the sync link.
 func (r *Router) SyncAddr() netip.Addr {
-	if r.Name == "ra" {
+	switch r {
+	case r.lab.RA:
 		return SyncRA
+	case r.lab.RC:
+		return SyncRC
 	}
 	return SyncRB
 }

@@ -203,7 +203,10 @@ func (l *Lab) addRouters() (err error) {
 	if l.Options.SingleRouter {
 		return l.RA.AddVIPs()
 	}
-	l.RB, err = l.addRouter("rb", func(s Segment) Ends { return s.RB })
+	if l.RB, err = l.addRouter("rb", func(s Segment) Ends { return s.RB }); err != nil || !l.Options.ThirdRouter {
+		return err
+	}
+	l.RC, err = l.addRouter("rc", func(s Segment) Ends { return s.ends(5) })
 	return err
 }
 
