@@ -54,8 +54,7 @@ type replicator struct {
 	monotonic func() time.Duration
 	now       func() time.Time
 	table     flowTable
-	tasks     *errgroup.Group // what runs beside, until ctx of Run ends
-	identity  natsync.Config  // of sessions, without handler
+	identity  natsync.Config // of sessions, without handler
 
 	installing sync.Mutex
 

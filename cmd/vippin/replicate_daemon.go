@@ -97,7 +97,10 @@ func (r *replication) run(ctx context.Context) error {
 }
 
 func (r *replication) serve(ctx context.Context, peer string, conn net.Conn) error {
-	link, _ := r.transport.Peer(peer)
+	link, known := r.transport.Peer(peer)
+	if !known || link.Key == "" {
+		return nil // it has just left the configuration
+	}
 	return r.flows.Serve(ctx, peer, link.Key, conn)
 }
 

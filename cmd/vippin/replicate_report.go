@@ -48,7 +48,7 @@ func (r *replicator) measure() {
 // Report says how it stands with a peer, as far as the replicator knows.
 func (r *replicator) Report(peer policy.PeerConfig, wire linkStatus) policy.PeerReport {
 	report := policy.PeerReport{
-		Name: peer.Name, Address: peer.Address, Key: wire.Key, State: "down", Since: wire.Since,
+		Name: peer.Name, Address: peer.Address, Key: wire.Key, State: wire.State, Since: wire.Since,
 		Groups: []policy.PeerGroup{}, BytesSent: wire.BytesSent, BytesReceived: wire.BytesReceived,
 		Refused: map[string]uint64{}, RefusedByPeer: map[string]uint64{},
 		ConnectionsRefused: wire.Refused, ShownKey: wire.ShownKey, LastError: wire.LastError,
@@ -56,7 +56,10 @@ func (r *replicator) Report(peer policy.PeerConfig, wire linkStatus) policy.Peer
 	if !wire.LastErrorAt.IsZero() {
 		report.LastErrorAt = &wire.LastErrorAt
 	}
-	if wire.Key != "" {
+	switch wire.State {
+	case "":
+		report.State = "down"
+	case "connected": // and has not said hello
 		report.State = "connecting"
 	}
 	r.mu.Lock()
@@ -126,7 +129,7 @@ func (r *replicator) Standing(key policy.FlowKey) (origin string, acked bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	origin = originLocal
-	if record, ok := r.told.Get(key); ok {
+	if record, ok := r.told.Get(key); ok && record.Peer != "" {
 		origin = record.Peer
 		if !record.Taken {
 			return origin, r.links[record.Peer] != nil

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vippin/loader"
 	"vippin/policy"
 	"vippin/policy/natsync"
@@ -139,10 +141,11 @@ func (r *replicator) refreshEvery() time.Duration {
 }
 
 // refresh gives the flows that stand ready the standby timeout again, of peers
-// that are there: what is left of one that has gone ends with its timeout.
+// that are there: what is left of one that has gone ends with its timeout. Those of
+// GRE that this router forwards now need it, too.
 func (r *replicator) refresh(ctx context.Context) error {
 	r.mu.Lock()
-	var keys []policy.FlowKey
+	keys := r.told.Fixed()
 	for peer := range r.links {
 		keys = append(keys, r.told.Standing(peer)...)
 	}
@@ -253,12 +256,17 @@ func (r *replicator) restore(flows []policy.Flow) {
 		r.log.Error("put flows back that the kernel flushed", "flows", len(flows), "error", err)
 	}
 	restored := 0
-	for _, outcome := range outcomes {
-		if outcome.There() {
-			restored++
+	r.mu.Lock()
+	for i, outcome := range outcomes {
+		if !outcome.There() {
+			continue
+		}
+		restored++
+		if flows[i].Proto == unix.IPPROTO_GRE { // see Fixed
+			r.told.Put("", &flows[i])
+			r.told.Own(flows[i].FlowKey)
 		}
 	}
-	r.mu.Lock()
 	r.counts.Restored += uint64(restored)
 	r.counts.NotRestored += uint64(len(flows) - restored)
 	r.mu.Unlock()

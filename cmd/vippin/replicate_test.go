@@ -469,7 +469,7 @@ func TestReplicateRefusals(t *testing.T) {
 		c.b.kernel.full = true
 		c.a.begin(1)
 		c.settle()
-		report := c.a.flows.Report(policy.PeerConfig{Name: "b"}, linkStatus{Key: "key-b"})
+		report := c.a.flows.Report(policy.PeerConfig{Name: "b"}, linkStatus{Key: "key-b", State: "connected"})
 		if report.RefusedByPeer["full"] != 1 || report.State != "up" || report.LagFlows != 0 {
 			t.Errorf("%+v", report)
 		}

@@ -61,6 +61,39 @@ func await(t *testing.T, events <-chan Event, want EventType) *Flow {
 	}
 }
 
+// What requests of ignored Conns cause is left out, and nothing else.
+func TestEventsOfOthersOnly(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	l := newLab(t, nothing)
+	listener, run := l.subscribe(t, News|Updates|Destroys, readBuffer)
+	if err := listener.Ignore(l.conn); err != nil {
+		t.Fatal(err)
+	}
+	var other *Conn
+	l.router.do(func() (err error) {
+		other, err = Dial()
+		return err
+	})
+	defer other.Close()
+	list := entries(2)
+	results, err := l.conn.Create(list[:1])
+	allNil(t, results, err)
+	results, err = l.conn.Delete([]Ref{{Orig: list[0].Orig}})
+	allNil(t, results, err)
+	results, err = other.Create(list[1:])
+	allNil(t, results, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	select {
+	case event := <-run(ctx):
+		if event.Type != New || event.Flow.Orig != list[1].Orig {
+			t.Errorf("the first event is %v of %v", event.Type, event.Flow.Orig)
+		}
+	case <-time.After(patience):
+		t.Fatal("no event came")
+	}
+}
+
 func TestEvents(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	l := newLab(t, nothing)

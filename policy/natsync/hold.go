@@ -30,6 +30,7 @@ type Hold struct {
 // this one are those of its end.
 const (
 	protoTCP       = 6
+	protoGRE       = 47
 	tcpEstablished = 3
 )
 

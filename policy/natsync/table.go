@@ -180,5 +180,17 @@ func (t *Table) Standing(peer string) []policy.FlowKey {
 	return keys
 }
 
+// Fixed lists the flows taken over that no packet prolongs: those of GRE, whose
+// timeouts conntrack does not keep in an entry that it did not make itself.
+func (t *Table) Fixed() []policy.FlowKey {
+	var keys []policy.FlowKey
+	for key, r := range t.records {
+		if r.taken && key.Proto == protoGRE {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
 // Len is how many flows there are.
 func (t *Table) Len() int { return len(t.records) }

@@ -88,6 +88,18 @@ func TestTableTakeover(t *testing.T) {
 	}
 }
 
+func TestTableKnowsWhatNoPacketProlongs(t *testing.T) {
+	table := NewTable()
+	for port, proto := range []uint8{udp, protoGRE, protoGRE} {
+		table.Put("a", testFlow(uint16(port), proto))
+	}
+	table.Own(testFlow(0, udp).FlowKey)
+	table.Own(testFlow(1, protoGRE).FlowKey)
+	if got := table.Fixed(); len(got) != 1 || got[0].Src.Port != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
 // A peer that invents names costs no more memory than names were agreed on.
 func TestTableBoundsNames(t *testing.T) {
 	n := newNames[string](3)
