@@ -268,7 +268,7 @@ func TestFollowNative(t *testing.T) {
 	if err := l.d.maps.ByLocal.Put(key, mapping); err != nil {
 		t.Fatal(err)
 	}
-	tracked(t, l.replica.conn, key)
+	tracked(t, l.admin, key)
 	src := netip.AddrPortFrom(netip.MustParseAddr("192.168.1.10"), 4000).String()
 	h := l.await(t, "native flow", seenFrom(unix.IPPROTO_UDP, src))
 	if h.flow.To.AddrPort() != public || h.flow.Pin != pin4 || h.flow.Group != "core" {

@@ -160,7 +160,7 @@ func TestBackupIsQuiet(t *testing.T) {
 // remove deletes the conntrack entry of a flow.
 func (l *replicaLab) remove(t *testing.T, f *policy.Flow) {
 	t.Helper()
-	results, err := l.replica.conn.Delete([]conntrack.Ref{{Orig: conntrack.Tuple{
+	results, err := l.admin.Delete([]conntrack.Ref{{Orig: conntrack.Tuple{
 		Src: f.Src.IP(), Dst: f.Dst.IP(), Proto: f.Proto, SrcPort: f.Src.Port, DstPort: f.Dst.Port, Zone: f.Zone,
 	}}})
 	if err := errors.Join(append(results, err)...); err != nil {
@@ -186,7 +186,7 @@ func TestOverrunIsTold(t *testing.T) {
 			Timeout: time.Minute,
 		})
 	}
-	results, err := l.replica.conn.Create(entries)
+	results, err := l.admin.Create(entries)
 	if err := errors.Join(append(results[:1:1], err)...); err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (l *replicaLab) sendUnanswered(t *testing.T, src, dst string) {
 	}
 	tuple := conntrack.Tuple{Src: from.Addr(), Dst: to.Addr(), Proto: unix.IPPROTO_UDP, SrcPort: from.Port(), DstPort: to.Port()}
 	await(t, "conntrack knows "+src, func() bool {
-		_, err := l.replica.conn.Get(tuple)
+		_, err := l.admin.Get(tuple)
 		return err == nil
 	})
 }

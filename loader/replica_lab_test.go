@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"vippin/loader/conntrack"
 	"vippin/policy"
 )
 
@@ -30,6 +31,7 @@ type replicaLab struct {
 	*lab
 	d       *Dataplane
 	replica *Replica
+	admin   *conntrack.Conn // somebody else's: what the Replica changes itself is not told
 
 	mu     sync.Mutex
 	events []heard
@@ -65,6 +67,10 @@ func newReplicaLab(t *testing.T, rules string) *replicaLab {
 		t.Fatal(err)
 	}
 	l.replica = replica
+	if l.admin, err = conntrack.Dial(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.admin.Close() })
 	t.Cleanup(func() {
 		if err := replica.Close(); err != nil {
 			t.Error(err)
