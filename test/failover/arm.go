@@ -215,7 +215,7 @@ func (b *bed) awaitReplicated(ctx context.Context, flows int) error {
 			return err
 		}
 	}
-	b.notes = append(b.notes, fmt.Sprintf("%v: %d of %d after %s %+v", errBehind, have, flows, replicationPatience, lag))
+	b.notes = append(b.notes, fmt.Sprintf("%v: %d of %d after %s %+v%s", errBehind, have, flows, replicationPatience, lag, b.unpinned()))
 	return nil // a fact about the arm, not a fault of the harness
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"vippin/test/lab"
@@ -198,10 +199,10 @@ func (b *bed) openCrowd(ctx context.Context) (err error) {
 	if err := b.awaitOpen(ctx, b.crowd...); err != nil {
 		return err
 	}
-	if err := w.proc.Kill9(); err != nil {
+	if err := errors.Join(b.settle(swarm.Living), b.startProbes(ctx, w)); err != nil {
 		return err
 	}
-	return errors.Join(b.settle(swarm.Living), b.startProbes())
+	return w.proc.Kill9()
 }
 
 func (b *bed) settle(phase swarm.Phase) error {
@@ -256,8 +257,9 @@ func progress(workers []*worker) (sum swarm.Progress, err error) {
 	return sum, nil
 }
 
-// startProbes starts what times the outage, with a server of its own.
-func (b *bed) startProbes() (err error) {
+// startProbes starts what times the outage, with a server of its own; the
+// probes' ports are taken by the decoys, too.
+func (b *bed) startProbes(ctx context.Context, decoys *worker) (err error) {
 	server := b.of(lab.ServerWAN)
 	if b.probeServer, err = b.startWorker(b.Server, "probe-server"); err != nil {
 		return err
@@ -268,7 +270,22 @@ func (b *bed) startProbes() (err error) {
 	if b.probes, err = b.startWorker(b.Hosts[probeHost], "probes"); err != nil {
 		return err
 	}
-	return b.probes.Tell("Probe", swarm.ProbePlan{
-		Local: b.of(lab.HostEnds(probeHost)), Server: server, Count: 10, Interval: 2 * time.Millisecond,
+	plan := swarm.ProbePlan{Server: server, Count: 10, Interval: 2 * time.Millisecond}
+	plan.Local = b.of(lab.HostEnds(decoyHost))
+	if err := b.probe(ctx, decoys, plan); err != nil {
+		return err
+	}
+	plan.Local = b.of(lab.HostEnds(probeHost))
+	return b.probe(ctx, b.probes, plan)
+}
+
+// probe starts probes and waits until each was answered.
+func (b *bed) probe(ctx context.Context, w *worker, plan swarm.ProbePlan) error {
+	if err := w.Tell("Probe", plan); err != nil {
+		return err
+	}
+	return lab.Await(ctx, "answers to every probe", func() (bool, error) {
+		log, err := w.Replies(time.Time{})
+		return !slices.ContainsFunc(log, func(at []time.Time) bool { return len(at) == 0 }), err
 	})
 }

@@ -81,9 +81,20 @@ func timed(of func(Result) float64) func(Result) float64 {
 // The figures that rows are made of.
 var (
 	outageOf = timed(func(r Result) float64 { return r.OutageMs })
-	firstOf  = timed(func(r Result) float64 { return r.FirstMs })
-	allOf    = timed(func(r Result) float64 { return r.AllMs })
+	firstOf  = timed(sudden(func(r Result) float64 { return r.FirstMs }))
+	allOf    = timed(sudden(func(r Result) float64 { return r.AllMs }))
 )
+
+// sudden is a figure of faults without a word of farewell: after others the old
+// master goes on answering until the new one is heard of.
+func sudden(of func(Result) float64) func(Result) float64 {
+	return func(r Result) float64 {
+		if r.Fault == graceful || r.Fault == none {
+			return math.NaN()
+		}
+		return of(r)
+	}
+}
 
 func commitOf(r Result) float64 {
 	if r.CommitMs == 0 {

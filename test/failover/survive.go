@@ -176,11 +176,12 @@ func (p prepared) judge(result *Result) error {
 }
 
 func (p prepared) outage(result *Result, fault, master time.Time) error {
-	var log swarm.ProbeLog
-	if err := p.probes.Ask("Replies", &log); err != nil {
+	end := time.Now()
+	log, err := p.probes.Replies(fault.Add(-time.Second))
+	if err != nil {
 		return err
 	}
-	alive := log.Outages(fault, master, time.Now())
+	alive := log.Outages(fault, master, end)
 	result.Probes, result.ProbesAlive = len(log), len(alive)
 	if len(alive) == 0 {
 		return nil

@@ -179,12 +179,13 @@ func timestamp(control []byte) time.Time {
 	return time.Now()
 }
 
-func (p *probes) replies() ProbeLog {
+func (p *probes) replies(since time.Time) ProbeLog {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	log := make(ProbeLog, len(p.log))
-	for i := range p.log {
-		log[i] = slices.Clone(p.log[i])
+	for i, at := range p.log {
+		from, _ := slices.BinarySearchFunc(at, since, time.Time.Compare)
+		log[i] = slices.Clone(at[from:])
 	}
 	return log
 }

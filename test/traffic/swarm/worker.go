@@ -149,14 +149,14 @@ func (c *calls) Probe(plan ProbePlan, _ *None) (err error) {
 	return err
 }
 
-// Replies is what the probes have got.
-func (c *calls) Replies(_ None, log *ProbeLog) error {
+// Replies is what the probes have got since some time.
+func (c *calls) Replies(since time.Time, log *ProbeLog) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.probes == nil {
 		return errIdle
 	}
-	*log = c.probes.replies()
+	*log = c.probes.replies(since)
 	return nil
 }
 
@@ -190,6 +190,14 @@ func (c *Client) Tell(what string, argument any) error {
 		return fmt.Errorf("tell a swarm worker to %s: %w", what, err)
 	}
 	return nil
+}
+
+// Replies are the answers of the worker's probes since some time.
+func (c *Client) Replies(since time.Time) (log ProbeLog, err error) {
+	if err = c.Call("Swarm.Replies", since, &log); err != nil {
+		return nil, fmt.Errorf("ask a swarm worker for its probes: %w", err)
+	}
+	return log, nil
 }
 
 // Ask is a call without an argument.
