@@ -199,3 +199,26 @@ func TestOutages(t *testing.T) {
 		t.Errorf("outages %v, want %v", got, want)
 	}
 }
+
+// Only an answer to a request after the fault counts, on the flow's own place.
+func TestAnswers(t *testing.T) {
+	c := &crowd{Crowd: Crowd{Layout: NewLayout(2, [Protos]int{UDP: 4}), Host: 1}}
+	c.flows[UDP] = []*flow{{proto: UDP, id: 1}, {proto: UDP, id: 3}}
+	f := c.flowOf(UDP, record{proto: UDP, id: 3})
+	if f != c.flows[UDP][1] {
+		t.Fatalf("flow 3 is %+v", f)
+	}
+	if c.answered(f, record{phase: Living}); !f.opened || f.answered {
+		t.Errorf("an answer before the fault: %+v", f)
+	}
+	if c.answered(f, record{phase: After}); !f.answered {
+		t.Errorf("an answer after the fault: %+v", f)
+	}
+	for name, r := range map[string]record{
+		"another kind": {proto: TCP, id: 3}, "another host's": {proto: UDP, id: 2}, "none": {proto: UDP, id: 5},
+	} {
+		if f := c.flowOf(UDP, r); f != nil {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+}
