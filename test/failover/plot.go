@@ -30,6 +30,7 @@ var colours = map[string]color.Color{
 type panel struct {
 	title, unit string
 	log         bool // the vertical axis, too
+	percent     bool
 	value       func(row) float64
 }
 
@@ -40,7 +41,7 @@ func plain(r row) bool {
 
 // plots are the files and their panels.
 func plots() map[string][]panel {
-	percent := func(proto string) func(row) float64 {
+	survived := func(proto string) func(row) float64 {
 		return func(r row) float64 {
 			sum := r.survival(proto)
 			return share(sum.Survived, sum.Flows)
@@ -51,9 +52,9 @@ func plots() map[string][]panel {
 	}
 	return map[string][]panel{
 		"survival": {
-			{title: "TCP", unit: "% of the flows survive", value: percent("tcp")},
-			{title: "UDP", unit: "% of the flows survive", value: percent("udp")},
-			{title: "ICMP echo", unit: "% of the flows survive", value: percent("icmp")},
+			{title: "TCP", unit: "% of the flows survive", percent: true, value: survived("tcp")},
+			{title: "UDP", unit: "% of the flows survive", percent: true, value: survived("udp")},
+			{title: "ICMP echo", unit: "% of the flows survive", percent: true, value: survived("icmp")},
 		},
 		"outage": {
 			{title: "Whole outage", unit: "ms, median", value: middle(outageOf)},
@@ -63,7 +64,7 @@ func plots() map[string][]panel {
 	}
 }
 
-// draw writes the plots as SVG; prefix is the path without "-NAME.svg".
+// drawPlots writes them as SVG; prefix is the path without "-NAME.svg".
 func drawPlots(results []Result, prefix string) error {
 	all := rows(results)
 	for name, panels := range plots() {
@@ -118,7 +119,7 @@ func (p panel) diagram(all []row) (diagram *plot.Plot, some bool, err error) {
 	if p.log {
 		diagram.Y.Scale, diagram.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 	} else {
-		diagram.Y.Min = 0
+		diagram.Y.Min = min(0, diagram.Y.Min)
 	}
 	for _, name := range armNames() {
 		var points plotter.XYs
@@ -140,9 +141,11 @@ func (p panel) diagram(all []row) (diagram *plot.Plot, some bool, err error) {
 		diagram.Add(line, dots)
 		diagram.Legend.Add(name, line, dots)
 	}
-	if !p.log {
-		diagram.Y.Min = min(0, diagram.Y.Min)
-		diagram.Y.Max *= 1.25 // room for the legend
+	switch {
+	case p.percent: // the lines are near 0 or 100, the legend between them
+		diagram.Y.Max, diagram.Legend.YOffs = 102, -2*vg.Centimeter
+	case !p.log:
+		diagram.Y.Max *= 1.7 // room for the legend
 	}
 	return diagram, some, nil
 }
