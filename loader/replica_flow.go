@@ -153,7 +153,7 @@ func (x *flowReader) place(e *conntrack.Flow) error {
 
 // lookUp looks for the mapping at x.key, and fills in what it says.
 func (x *flowReader) lookUp() (err error) {
-	if x.mapped, err = found(x.d.maps.ByLocal.Lookup(&x.key, &x.end)); err != nil {
+	if x.mapped, err = found(x.d.maps.ByLocal.Lookup(raw(&x.key), raw(&x.end))); err != nil {
 		return fmt.Errorf("read map by_local: %w", err)
 	}
 	if !x.mapped {

@@ -81,13 +81,14 @@ type installing struct {
 	Installation
 	outcome Outcome // 0: not decided
 	pin     *replicaPin
-	key     flowKey   // of its native mapping, in by_public and by_local; slot 0: it gets none
-	held    bool      // by_public had it
-	local   localEnd  // what by_public had
-	public  localEnd  // what by_public is to have
-	end     publicEnd // what by_local is to have
-	made    madeHalfs // what was written, and goes again when the flow is refused
-	full    bool      // only an entry that is there already will do
+	key     flowKey       // of its native mapping, in by_public and by_local; slot 0: it gets none
+	now     time.Duration // CLOCK_MONOTONIC of the batch
+	held    bool          // by_public had it
+	local   localEnd      // what by_public had
+	public  localEnd      // what by_public is to have
+	end     publicEnd     // what by_local is to have
+	made    madeHalfs     // what was written, and goes again when the flow is refused
+	full    bool          // only an entry that is there already will do
 	tcp     conntrack.TCP
 	sctp    conntrack.SCTP
 	master  conntrack.Tuple
@@ -128,9 +129,10 @@ func (r *Replica) install(n int, ordinary *timeouts, of func(i int) Installation
 	outcomes := make([]Outcome, n)
 	for start := 0; start < n; start += installBatch {
 		x.list = x.list[:0]
+		now := monotonic()
 		for i := start; i < min(start+installBatch, n); i++ {
 			w := &x.batch[i-start]
-			*w = installing{Installation: of(i)}
+			*w = installing{Installation: of(i), now: now}
 			x.list = append(x.list, w)
 		}
 		if err := r.installBatch(); err != nil {

@@ -46,7 +46,7 @@ func (r *Replica) reserve(w *installing) error {
 		return wrapMap("read map by_public", err)
 	}
 	w.makeNative()
-	err := m.ByPublic.Update(&w.key, &w.public, ebpf.UpdateNoExist)
+	err := m.ByPublic.Update(raw(&w.key), raw(&w.public), ebpf.UpdateNoExist)
 	switch {
 	case errors.Is(err, ebpf.ErrKeyExist):
 		w.held, err = found(m.ByPublic.Lookup(&w.key, &w.local))
@@ -68,7 +68,7 @@ func (r *Replica) reserve(w *installing) error {
 // makeLocal writes the second half. Only a flow that masquerade gave the VIP can
 // have its local end there, and then it has got another public end.
 func (r *Replica) makeLocal(w *installing) error {
-	err := r.d.maps.ByLocal.Update(&w.key, &w.end, ebpf.UpdateNoExist)
+	err := r.d.maps.ByLocal.Update(raw(&w.key), raw(&w.end), ebpf.UpdateNoExist)
 	switch {
 	case errors.Is(err, ebpf.ErrKeyExist):
 		w.outcome = RefusedClash
@@ -86,7 +86,7 @@ func (r *Replica) makeLocal(w *installing) error {
 // makeNative says what both maps are to have: a mapping that leads to itself, and
 // was used just now, so that no sweep takes it.
 func (w *installing) makeNative() {
-	now := uint64(monotonic())
+	now := uint64(w.now)
 	w.public = localEnd{Port: w.key.SelfPort, Flags: mappingNative, Pin: w.pin.ID, BornNs: now}
 	w.end = publicEnd{Port: w.key.SelfPort, Flags: mappingNative, Pin: w.pin.ID, LastOutNs: now}
 	w.public.Addr.Word, w.end.Addr.Word = w.key.Self.Word, w.key.Self.Word

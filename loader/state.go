@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
 	"vippin/policy"
@@ -160,16 +159,6 @@ func (d *Dataplane) Heartbeat(now time.Duration) error {
 		return fmt.Errorf("write heartbeat: %w", err)
 	}
 	return nil
-}
-
-// monotonic is the time that the programs' stamps are in, CLOCK_MONOTONIC as of
-// the last tick: never later than they are.
-func monotonic() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
-		panic(fmt.Sprintf("read the monotonic clock: %v", err)) // cannot fail with these arguments
-	}
-	return time.Duration(now.Nano())
 }
 
 // clearPins forgets the pins that are not wanted any more, with their roles

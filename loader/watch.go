@@ -232,13 +232,3 @@ func (p *pendingLinks) deliver(ctx context.Context, events chan<- LinkEvent) {
 		}
 	}
 }
-
-// preciseMonotonic is CLOCK_MONOTONIC to the nanosecond: the coarse clock of
-// monotonic is up to a tick behind, which is as long as a role change may take.
-func preciseMonotonic() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		panic(fmt.Sprintf("read the monotonic clock: %v", err)) // cannot fail with these arguments
-	}
-	return time.Duration(now.Nano())
-}

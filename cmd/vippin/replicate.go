@@ -18,7 +18,8 @@ import (
 
 // The rhythm of replication.
 const (
-	holdTick    = 50 * time.Millisecond  // how often held deletes are looked at
+	holdTick    = 50 * time.Millisecond  // how often ends that are due are told, at most
+	tendTick    = 500 * time.Millisecond // how often what else there is to tend is looked at
 	bulkPause   = 500 * time.Millisecond // what asks for a bulk within it gets one together; a takeover has the CPU to itself
 	replicaWait = 2 * time.Second        // before what failed is tried again
 )

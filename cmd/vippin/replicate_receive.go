@@ -78,11 +78,13 @@ func (l *peerLink) install(flows []policy.Flow) {
 	r, w := l.r, &l.work
 	w.list = w.list[:0]
 	r.mu.Lock()
+	group, believed := "", false // most flows of a batch are of one group
 	for i := range flows {
 		flow := &flows[i]
-		w.list = append(w.list, loader.Installation{
-			Flow: flow, Known: r.told.Has(flow), Replace: r.authority.Believes(l.peer, flow.Group),
-		})
+		if i == 0 || flow.Group != group {
+			group, believed = flow.Group, r.authority.Believes(l.peer, flow.Group)
+		}
+		w.list = append(w.list, loader.Installation{Flow: flow, Known: r.told.Has(flow), Replace: believed})
 	}
 	r.mu.Unlock()
 	if len(w.list) == 0 {
@@ -91,21 +93,14 @@ func (l *peerLink) install(flows []policy.Flow) {
 	outcomes, err := r.table.Install(w.list)
 	if err != nil {
 		r.log.Error("install flows of a peer", "peer", l.peer, "error", err)
-		r.rateFailure(l)
+		r.askAgain(l)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range flows {
 		flow := &flows[i]
 		if err == nil && outcomes[i].There() {
-			r.told.Put(l.peer, flow)
-			if flow.Group != "" && r.speaksFor(flow.Group) {
-				r.told.Own(flow.FlowKey)
-				if outcomes[i] == loader.Installed { // with the timeout of one that stands by
-					r.taken++
-					r.rouse()
-				}
-			}
+			r.installed(l.peer, flow, outcomes[i])
 			continue
 		}
 		reason := natsync.ReasonFailed
@@ -116,8 +111,23 @@ func (l *peerLink) install(flows []policy.Flow) {
 	}
 }
 
-// rateFailure has the peer asked again for what could not be installed.
-func (r *replicator) rateFailure(l *peerLink) {
+// installed notes a flow that a peer told of. If this router is its group's MASTER,
+// it is this router's own, and has the timeout of one that stands by. Called with
+// mu.
+func (r *replicator) installed(peer string, flow *policy.Flow, outcome loader.Outcome) {
+	r.told.Put(peer, flow)
+	if flow.Group == "" || !r.speaksFor(flow.Group) {
+		return
+	}
+	r.told.Own(flow.FlowKey)
+	if outcome == loader.Installed {
+		r.taken++
+		r.rouse()
+	}
+}
+
+// askAgain has the peer asked again for what could not be installed.
+func (r *replicator) askAgain(l *peerLink) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l.missing = true

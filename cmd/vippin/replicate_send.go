@@ -88,15 +88,16 @@ func (r *replicator) flowGone(event *loader.FlowEvent) {
 // tend tells of ends that were held long enough, refreshes what stands ready for
 // peers, and asks again for what went missing here.
 func (r *replicator) tend(ctx context.Context) error {
-	tick := time.NewTicker(holdTick)
-	defer tick.Stop()
+	timer := time.NewTimer(tendTick)
+	defer timer.Stop()
 	refreshed := r.monotonic()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
+		timer.Reset(r.untilTended())
 		r.tellEnds()
 		r.askMissing()
 		r.measure()
@@ -107,6 +108,18 @@ func (r *replicator) tend(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// untilTended is how long tend may sleep: whoever wakes often costs, even if there
+// is nothing to do.
+func (r *replicator) untilTended() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := r.hold.Next()
+	if next == 0 {
+		return tendTick
+	}
+	return max(holdTick, min(tendTick, next-r.monotonic()))
 }
 
 func (r *replicator) tellEnds() {

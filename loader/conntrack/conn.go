@@ -142,7 +142,7 @@ func (c *Conn) dump(ctx context.Context, request netlink.Message, yield func(net
 		if err := c.dumps.conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
 			return fmt.Errorf("dump conntrack: set deadline of netfilter socket: %w", err)
 		}
-		err := c.dumps.receive(false, func(m netlink.Message) error {
+		err := c.dumps.receive(func(m netlink.Message) error {
 			switch {
 			case m.Header.Sequence != sent.Header.Sequence:
 				return nil // left over from a dump that broke

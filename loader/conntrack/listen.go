@@ -75,9 +75,14 @@ type Event struct {
 	Expectation *Expectation // nil but for Expect
 }
 
+// gatherFor is how long events are let gather after some have come. The first one
+// after a rest is taken at once.
+const gatherFor = 10 * time.Millisecond
+
 // Listener is a subscription to conntrack events of one network namespace.
 type Listener struct {
-	socket  *socket
+	socket  *eventSocket
+	burst   *burst
 	decoder decoder
 	ignored atomic.Pointer[[]uint32] // netlink ports
 }
@@ -87,11 +92,11 @@ type Listener struct {
 func Listen(groups Groups) (*Listener, error) { return listen(groups, readBuffer) }
 
 func listen(groups Groups, buffer int) (*Listener, error) {
-	s, err := dialSocket(buffer)
+	s, err := dialEvents(buffer)
 	if err != nil {
 		return nil, err
 	}
-	l := &Listener{socket: s}
+	l := &Listener{socket: s, burst: newBurst()}
 	if err := l.Join(groups); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -104,7 +109,7 @@ func (l *Listener) Join(groups Groups) error {
 		if groups&g.group == 0 {
 			continue
 		}
-		if err := l.socket.conn.JoinGroup(g.number); err != nil {
+		if err := l.socket.join(g.number, true); err != nil {
 			return fmt.Errorf("subscribe to conntrack events: %w", err)
 		}
 	}
@@ -118,7 +123,7 @@ func (l *Listener) Leave(groups Groups) error {
 		if groups&g.group == 0 {
 			continue
 		}
-		if err := l.socket.conn.LeaveGroup(g.number); err != nil {
+		if err := l.socket.join(g.number, false); err != nil {
 			return fmt.Errorf("unsubscribe from conntrack events: %w", err)
 		}
 	}
@@ -149,27 +154,36 @@ func (l *Listener) Close() error { return l.socket.close() }
 // up for it. A handle that takes long makes that likelier. The Flow is valid
 // during the call.
 func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error {
-	l.socket.mu.Lock()
-	defer l.socket.mu.Unlock()
-	if err := l.socket.conn.SetReadDeadline(time.Time{}); err != nil {
+	s := l.socket
+	if err := s.enter(); err != nil {
 		return l.broken(err)
 	}
-	woken := make(chan struct{})
+	defer s.leave()
+	rung := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		// Fails only on a closed socket, which ends the loop as well.
-		_ = l.socket.conn.SetReadDeadline(time.Unix(1, 0))
+		defer close(rung)
+		s.ring()
 	})
 	defer func() {
 		if !stop() {
-			<-woken // or it might hit the next Receive
+			<-rung // or it might end the next Receive
+			s.hush()
 		}
 	}()
-	lost := false
+	lost, busy := false, false
 	for {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if s.closed.Load() {
+			return l.broken(os.ErrClosed)
+		}
 		var handled error
-		err := l.socket.receive(lost, func(m netlink.Message) error {
+		err := l.burst.receive(s.fd, func(m netlink.Message) error {
 			handled = l.handle(ctx, m, handle)
+			return handled
+		}, func() error {
+			handled = handle(Event{Type: Overrun})
 			return handled
 		})
 		switch {
@@ -181,23 +195,39 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 			// From now until it is empty the kernel puts nothing into the
 			// buffer, and tells of no further loss. So read on until then.
 			lost = true
-		case lost && errors.Is(err, unix.EAGAIN):
-			lost = false
-			if err := handle(Event{Type: Overrun}); err != nil {
-				return err
+		case errors.Is(err, unix.EAGAIN):
+			if lost {
+				lost = false
+				if err := handle(Event{Type: Overrun}); err != nil {
+					return err
+				}
 			}
+			if busy {
+				letGather(ctx)
+			} else if err := s.wait(); err != nil {
+				return l.broken(err)
+			}
+			busy = false
 		case err != nil:
 			return l.broken(err)
+		default:
+			busy = true
 		}
 	}
 }
 
-// broken explains why Receive cannot go on: os.ErrClosed after Close, which the
-// runtime says in several ways.
-func (l *Listener) broken(err error) error {
-	if l.socket.closed.Load() {
-		err = os.ErrClosed
+// letGather waits until there may be several events: to be woken for each costs
+// four times as much as to take it.
+func letGather(ctx context.Context) {
+	timer := time.NewTimer(gatherFor)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
+}
+
+func (l *Listener) broken(err error) error {
 	return fmt.Errorf("listen to conntrack events: %w", err)
 }
 

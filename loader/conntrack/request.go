@@ -211,7 +211,7 @@ func (s *socket) send(r *request, answer answerFunc) error {
 		return nil
 	}
 	for !done {
-		err := s.receive(false, take)
+		err := s.receive(take)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("wait for the kernel's answers to %d messages: nothing after %v", len(r.starts), answerTimeout)
 		}

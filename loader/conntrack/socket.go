@@ -47,7 +47,6 @@ type socket struct {
 	// What the last receive got. It is kept here, and read is made once, since a
 	// closure for each datagram would be four allocations for each event.
 	read  func(fd uintptr) bool
-	poll  bool
 	n     int
 	from  unix.Sockaddr
 	errno error
@@ -106,10 +105,8 @@ func (s *socket) close() error {
 }
 
 // receive waits for one datagram and hands each of its messages to handle,
-// whose error ends it. The messages are only valid during the call. With poll
-// it does not wait but returns EAGAIN.
-func (s *socket) receive(poll bool, handle func(netlink.Message) error) error {
-	s.poll = poll
+// whose error ends it. The messages are only valid during the call.
+func (s *socket) receive(handle func(netlink.Message) error) error {
 	err := s.raw.Read(s.read)
 	n, from, errno := s.n, s.from, s.errno
 	if err = errors.Join(err, errno); err != nil {
@@ -124,13 +121,12 @@ func (s *socket) receive(poll bool, handle func(netlink.Message) error) error {
 	return eachMessage(s.buf[:n], handle)
 }
 
-// readOne takes a datagram from the socket, if there is one; it tells whether to
-// go on without.
+// readOne takes a datagram from the socket; it tells whether there was one.
 func (s *socket) readOne(fd uintptr) bool {
 	for {
 		s.n, s.from, s.errno = unix.Recvfrom(int(fd), s.buf, unix.MSG_TRUNC)
 		if !errors.Is(s.errno, unix.EINTR) {
-			return s.poll || !errors.Is(s.errno, unix.EAGAIN)
+			return !errors.Is(s.errno, unix.EAGAIN)
 		}
 	}
 }
@@ -212,7 +208,7 @@ func (s *socket) exchangeBatch(messages []netlink.Message, answers []answer) err
 		return fmt.Errorf("set deadline of netfilter socket: %w", err)
 	}
 	for len(waiting) > 0 {
-		err := s.receive(false, func(m netlink.Message) error {
+		err := s.receive(func(m netlink.Message) error {
 			i, ok := waiting[m.Header.Sequence]
 			if !ok {
 				return nil // left over from an exchange that broke
