@@ -67,8 +67,10 @@ func (s *Session) write(ctx context.Context, conn io.Writer) error {
 			if err := w.flush(conn); err != nil {
 				return err
 			}
-			if err := w.pause(ctx); err != nil {
-				return err
+			if !w.behind() {
+				if err := w.pause(ctx); err != nil {
+					return err
+				}
 			}
 		}
 		select {
@@ -79,6 +81,13 @@ func (s *Session) write(ctx context.Context, conn io.Writer) error {
 		case <-s.wake:
 		}
 	}
+}
+
+// behind tells whether a batch could be filled at once: then nothing need gather.
+func (w *writer) behind() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queue.waiting >= batchFlows && len(w.queue.flights) < window
 }
 
 // pause lets entries gather after a write: whoever comes to an idle session does not
