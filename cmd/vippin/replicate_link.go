@@ -208,6 +208,22 @@ func (r *replicator) bulkDone(link *peerLink) {
 	clear(link.refused)
 	now := r.now()
 	r.history[link.peer].bulk = &now
+	if r.allHear() {
+		for _, group := range r.authority.Mastered() {
+			delete(r.unheard, group)
+		}
+	}
+}
+
+// allHear tells whether every peer has been told of everything in this session.
+// Called with mu.
+func (r *replicator) allHear() bool {
+	for _, link := range r.links {
+		if !link.bulkSent {
+			return false
+		}
+	}
+	return len(r.links) >= len(r.sync.Peers)
 }
 
 // masters lists the groups that the peer is believed to be MASTER of, and "".
