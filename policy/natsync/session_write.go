@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	window     = 16               // batches that may be unacknowledged
-	batchFlows = 512              // entries of a batch that is sent
+	window     = 16                    // batches that may be unacknowledged
+	batchFlows = 512                   // entries of a batch that is sent
 	gather     = 10 * time.Millisecond // pause between two writes, so that a batch has more than one entry
-	writeSize  = 64 << 10         // octets composed at once, one batch more at most
-	writeChunk = 16 << 10         // octets of a write, as much as a TLS record takes
+	writeSize  = 64 << 10              // octets composed at once, one batch more at most
+	writeChunk = 16 << 10              // octets of a write, as much as a TLS record takes
 )
 
 // acks is what the peer is to be told of its batches.
