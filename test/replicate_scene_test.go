@@ -5,6 +5,7 @@ package test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -42,6 +43,9 @@ func setPair(t *testing.T, name string, opts lab.Options, extra string) *pair {
 	p.awaitSync()
 	return p
 }
+
+// full tells whether the long versions of tests are wanted: make test FULL=1.
+func full() bool { return os.Getenv("VIPPIN_FULL") != "" }
 
 // other is a router's peer.
 func (p *pair) other(r *lab.Router) *lab.Router {

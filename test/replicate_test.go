@@ -95,9 +95,9 @@ func TestFlushByHandReachesThePeer(t *testing.T) {
 // afterwards.
 func TestFailoverAndBack(t *testing.T) {
 	t.Parallel()
-	rounds, each := 20, 340
-	if testing.Short() {
-		rounds, each = 4, 60
+	rounds, each := 4, 60
+	if full() {
+		rounds, each = 20, 340
 	}
 	p := setPair(t, "overandback", lab.Options{Firewall: true}, "")
 	troop := p.muster(each, 20000, false)
@@ -132,9 +132,9 @@ func TestSplitBrainEnds(t *testing.T) {
 }
 
 func splitBrain(p *pair, syncFirst bool) {
-	apart := 30 * time.Second
-	if testing.Short() {
-		apart = 3 * time.Second
+	apart := 3 * time.Second
+	if full() {
+		apart = 30 * time.Second
 	}
 	troop := p.muster(60, 20000, false)
 	p.awaitAgreement(troop.count)
