@@ -171,7 +171,7 @@ type RouterStatus struct {
 // Event is one line of "vippin monitor".
 type Event struct {
 	Time   time.Time `json:"time"`
-	Kind   string    `json:"kind"` // role, conflict, pin, link, reload, warning
+	Kind   string    `json:"kind"` // role, conflict, pin, link, reload, peer, warning
 	Group  string    `json:"group,omitempty"`
 	Pin    string    `json:"pin,omitempty"` // as the toggling commands name it
 	Role   *Role     `json:"role,omitempty"`

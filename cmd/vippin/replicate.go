@@ -55,7 +55,8 @@ type replicator struct {
 	monotonic func() time.Duration
 	now       func() time.Time
 	table     flowTable
-	identity  natsync.Config // of sessions, without handler
+	identity  natsync.Config     // of sessions, without handler
+	publish   func(policy.Event) // for who watches
 
 	installing sync.Mutex
 
@@ -95,7 +96,7 @@ type peerHistory struct {
 
 func newReplicator(e *env, log *slog.Logger, table flowTable, identity natsync.Config, key string, config *policy.Config) *replicator {
 	return &replicator{
-		log: log, monotonic: e.monotonic, now: e.now, table: table, identity: identity,
+		log: log, publish: func(policy.Event) {}, monotonic: e.monotonic, now: e.now, table: table, identity: identity,
 		sync: config.Sync, authority: natsync.NewAuthority(key), told: natsync.NewTable(),
 		hold:     natsync.Hold{For: config.Sync.DeleteHold, Limit: int(config.Dataplane.MaxFlows)},
 		bornHere: make(map[string]bool), unheard: make(map[string]bool), loose: make(map[string]bool),

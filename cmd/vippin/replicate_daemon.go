@@ -64,6 +64,7 @@ func (d *daemon) beginReplication(config *policy.Config) error {
 		return errors.Join(err, table.Close())
 	}
 	flows := newReplicator(d.env, d.log, table, identity, public, config)
+	flows.publish = d.hub.Publish
 	r := &replication{flows: flows, ended: make(chan struct{})}
 	if r.transport, err = newTransport(key, trustStore{dir: config.StateDir}, r.serve, d.log); err != nil {
 		return errors.Join(err, table.Close())

@@ -86,6 +86,9 @@ func (r *replicator) leave(link *peerLink) {
 	history, stats := r.history[link.peer], link.session.Stats()
 	history.sent += stats.Sent.Flows
 	history.received += stats.Received.Flows
+	if link.greeted {
+		r.publish(policy.Event{Kind: "peer", Over: true, Detail: link.peer + " is not connected any more"})
+	}
 	if r.links[link.peer] == link {
 		delete(r.links, link.peer)
 		r.authority.Gone(link.peer)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"vippin/loader"
@@ -24,6 +25,7 @@ func (l *peerLink) Hello(hello natsync.Hello) {
 	defer l.r.mu.Unlock()
 	l.hello, l.greeted = hello, true
 	l.askBulk()
+	l.r.publish(policy.Event{Kind: "peer", Detail: fmt.Sprintf("%s is connected (node %s, %s)", l.peer, hello.Node, hello.Build)})
 }
 
 // State is what the peer says of its groups.

@@ -195,6 +195,16 @@ type station struct {
 	name   string
 	kernel *fakeTable
 	flows  *replicator
+
+	mu     sync.Mutex
+	events []string
+}
+
+// told is what who watches has heard.
+func (s *station) told() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events)
 }
 
 // couple is two routers with kernels that are fakes, and a wire between them.
@@ -224,6 +234,11 @@ func (c *couple) station(name string) *station {
 	s := &station{t: c.t, name: name, kernel: newFakeTable()}
 	identity := natsync.Config{Node: name, Build: "test", Now: e.monotonic}
 	s.flows = newReplicator(e, slog.New(slog.DiscardHandler), s.kernel, identity, "key-"+name, config)
+	s.flows.publish = func(event policy.Event) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.events = append(s.events, event.Detail)
+	}
 	s.flows.SetPlan(policy.Plan{
 		Groups: []policy.PlanGroup{{ID: 1, Name: core}},
 		Pins:   []policy.PlanPin{{ID: 1, Group: 1, VLAN: corePin.VLAN, VIP4: corePin.VIP}},
@@ -410,6 +425,9 @@ func TestReplicateReconnect(t *testing.T) {
 		c.a.begin(1, 2, 3)
 		c.settle()
 		c.cut()
+		if events := c.b.told(); !slices.Equal(events, []string{"a is connected (node a, test)", "a is not connected any more"}) {
+			t.Errorf("who watches hears %q", events)
+		}
 		if master := c.b.flows.authority.MasterOf(core); master != "" {
 			t.Errorf("b believes %s, which it cannot hear", master)
 		}
