@@ -139,7 +139,8 @@ func TestFailoverTwice(t *testing.T) {
 	late.allAnswered()
 }
 
-// conntrackd replicates into the same tables: neither minds the other.
+// conntrackd runs beside, with its external cache, as routers have it that come from
+// there: neither minds the other.
 func TestFailoverBesideConntrackd(t *testing.T) {
 	t.Parallel()
 	s := setScene(t, "beside", lab.Options{Firewall: true})
@@ -147,7 +148,7 @@ func TestFailoverBesideConntrackd(t *testing.T) {
 	p := &pair{scene: s}
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
 	for _, r := range s.Routers() {
-		_, err := s.StartConntrackd(s.ctx, r, lab.Conntrackd{Direct: true})
+		_, err := s.StartConntrackd(s.ctx, r, lab.Conntrackd{})
 		s.must(err)
 		s.start(r, p.config(r, onWAN))
 	}

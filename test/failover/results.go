@@ -33,7 +33,8 @@ type Result struct {
 	Replicated int     `json:"replicated,omitempty"`  // flows that were made
 	Missing    int     `json:"missing,omitempty"`     // of these, not at the peer
 	Rate       float64 `json:"rate,omitempty"`        // new flows a second
-	CPUSeconds float64 `json:"cpu_seconds,omitempty"` // user and system, both routers, for 100,000 flows
+	CPUSeconds float64 `json:"cpu_seconds,omitempty"` // user and system, both routers, for 100,000 flows, beyond what they take idle
+	IdleCPU    float64 `json:"idle_cpu,omitempty"`    // share of a processor that both daemons take without flows
 	TookMs     float64 `json:"took_ms,omitempty"`     // bulk: from the daemon's start until the peer has all
 	FlowBytes  float64 `json:"flow_bytes,omitempty"`  // memory of a flow at the peer
 	OwnBytes   float64 `json:"own_bytes,omitempty"`   // and at the router where it was born
