@@ -126,6 +126,16 @@ type BulkProgress struct {
 	Total uint64 `json:"total"` // 0: not known yet
 }
 
+// ReplicationStatus counts what became of this router's flows, since the start.
+type ReplicationStatus struct {
+	Held        int               `json:"held"`         // flows that stand ready for a takeover, or were taken over
+	Restored    uint64            `json:"restored"`     // put back after the kernel had flushed them
+	NotRestored uint64            `json:"not_restored"` // could not be put back
+	Normalised  uint64            `json:"normalised"`   // got their ordinary timeout after a takeover
+	EventsLost  uint64            `json:"events_lost"`  // times that a bulk had to make up for
+	Skipped     map[string]uint64 `json:"skipped"`      // flows that peers are not told of, by reason
+}
+
 // Status is what "vippin status" shows.
 type Status struct {
 	Node     string        `json:"node"`
@@ -136,6 +146,8 @@ type Status struct {
 	Pins     []PinStatus   `json:"pins"`
 	Peers    []PeerStatus  `json:"peers"`
 	Warnings []string      `json:"warnings"`
+	// Replication is null where there are no peers.
+	Replication *ReplicationStatus `json:"replication"`
 	// Connections to sync.listen that were refused, by reason: unknown_key,
 	// own_key, handshake, version, half_open.
 	ConnectionsRefused map[string]uint64 `json:"connections_refused"`

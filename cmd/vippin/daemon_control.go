@@ -33,6 +33,7 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 			Pins:   pins, UnpinnedWithoutPin: withoutPin,
 			Peers:              d.peerStatuses(),
 			ConnectionsRefused: d.connectionsRefused(),
+			Replication:        d.replicationStatus(),
 			Warnings:           d.warnings(),
 		}
 	})

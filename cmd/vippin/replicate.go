@@ -67,24 +67,17 @@ type replicator struct {
 	hold      natsync.Hold
 	uppers    map[int]int // of pinned interfaces' macvlans, the interface below
 	pins      []natsync.PinState
-	bornHere  map[string]bool         // groups of which flows may be here that no peer told of
-	unheard   map[string]bool         // groups that this router was MASTER of while a peer did not hear it
-	flushed   []policy.Flow           // to be put back
-	taken     int                     // flows taken over whose timeouts are to be normalised
-	links     map[string]*peerLink    // by peer, those with a session
-	history   map[string]*peerHistory // by peer
-	counts    replicaCounts
+	bornHere  map[string]bool          // groups of which flows may be here that no peer told of
+	unheard   map[string]bool          // groups that this router was MASTER of while a peer did not hear it
+	flushed   []policy.Flow            // to be put back
+	taken     int                      // flows taken over whose timeouts are to be normalised
+	links     map[string]*peerLink     // by peer, those with a session
+	history   map[string]*peerHistory  // by peer
+	counts    policy.ReplicationStatus // but for what is asked for
 
 	loose map[string]bool // groups whose connections another router may forward, or have forwarded
 
 	wake chan struct{} // flushed, taken or loose has something
-}
-
-// replicaCounts is what is shown of the flows, since the start.
-type replicaCounts struct {
-	Restored, NotRestored uint64 // flows that the kernel flushed
-	Normalised            uint64
-	Lost                  uint64 // conntrack events were lost, so often
 }
 
 // peerHistory outlives sessions.

@@ -174,6 +174,13 @@ func (d *daemon) peerStatuses() []policy.PeerStatus {
 	return statuses
 }
 
+func (d *daemon) replicationStatus() *policy.ReplicationStatus {
+	if r := d.state.replication; r != nil {
+		return r.flows.Status()
+	}
+	return nil
+}
+
 func (d *daemon) connectionsRefused() map[string]uint64 {
 	if r := d.state.replication; r != nil {
 		return r.transport.Refused()

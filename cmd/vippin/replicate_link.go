@@ -28,8 +28,8 @@ type peerLink struct {
 	greeted  bool
 	groups   []natsync.GroupState
 	rounds   map[string]uint32 // of bulks that are coming in, by group
-	offered  map[string]bool   // groups whose flows were told though the peer is MASTER
-	early    map[string]bool   // groups whose bulk began before the peer had the offer
+	offered  map[string]bool   // groups whose flows were told though the peer is MASTER, of late
+	early    map[string]bool   // groups whose bulk may not know of the offer
 	missing  bool              // this router has lost flows that the peer told of
 	askedAt  time.Duration
 	refused  map[policy.FlowKey]natsync.Reason // by the peer, of late
@@ -185,7 +185,6 @@ func (l *peerLink) groupsOfBulk() (groups, offers []string) {
 	for group := range r.unheard {
 		if r.authority.Role(group) != policy.RoleMaster && l.contests(group) {
 			offers = append(offers, group)
-			l.offered[group] = true
 		}
 	}
 	return append(groups, offers...), offers
@@ -196,12 +195,13 @@ func (l *peerLink) offerMade(offers []string) {
 	if len(offers) == 0 {
 		return
 	}
-	l.session.RequestBulk(offers)
 	l.r.mu.Lock()
 	defer l.r.mu.Unlock()
 	for _, group := range offers {
+		l.offered[group] = true
 		delete(l.r.unheard, group)
 	}
+	l.session.RequestBulk(offers)
 }
 
 func (r *replicator) bulkDone(link *peerLink) {

@@ -185,13 +185,17 @@ func (r *replicator) remove(peer string, list []loader.Removal) {
 
 // BulkBegin begins a round: what is not told of in it has ended.
 func (l *peerLink) BulkBegin(groups []string) {
-	l.r.mu.Lock()
-	defer l.r.mu.Unlock()
-	round := l.r.told.Begin()
-	offered := l.session.Stats().Sent.Bulk.Done
+	r := l.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	round := r.told.Begin()
+	taken := l.session.Stats().Sent.Bulk.Done
 	for _, group := range groups {
 		l.rounds[group] = round
-		l.early[group] = l.offered[group] && !offered
+		l.early[group] = r.unheard[group] || l.offered[group]
+		if l.offered[group] && taken { // the peer may have read its table before it took the offer: once
+			delete(l.offered, group)
+		}
 	}
 }
 
@@ -203,6 +207,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 	defer r.installing.Unlock()
 	r.mu.Lock()
 	var removals []loader.Removal
+	var again []string
 	born := make(map[string]uint32)
 	for _, group := range groups {
 		round, began := l.rounds[group]
@@ -214,12 +219,20 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 			r.told.Drop(record.Key)
 			removals = append(removals, loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin})
 		}
-		if group != "" && r.bornHere[group] && !r.unheard[group] && !l.early[group] {
-			born[group] = round
+		if group == "" || !r.bornHere[group] {
+			continue
 		}
+		if l.early[group] {
+			again = append(again, group)
+			continue
+		}
+		born[group] = round
 	}
 	now := r.now()
 	r.history[l.peer].bulk = &now
+	if len(again) > 0 {
+		l.session.RequestBulk(again)
+	}
 	r.mu.Unlock()
 	removals = append(removals, l.strangers(born)...)
 	r.remove(l.peer, removals)

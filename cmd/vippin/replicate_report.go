@@ -142,6 +142,15 @@ func (r *replicator) Standing(key policy.FlowKey) (origin string, acked bool) {
 	return origin, acked
 }
 
+// Status counts what became of the flows.
+func (r *replicator) Status() *policy.ReplicationStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	status := r.counts
+	status.Held, status.Skipped = r.told.Len(), r.table.Skipped()
+	return &status
+}
+
 // Warnings is what an owner should look at.
 func (r *replicator) Warnings(peers []policy.PeerConfig) []string {
 	r.mu.Lock()

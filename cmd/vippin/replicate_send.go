@@ -36,7 +36,7 @@ func (r *replicator) flowEvent(event *loader.FlowEvent) error {
 	case loader.FlowGone:
 		r.flowGone(event)
 	case loader.FlowsLost:
-		r.counts.Lost++
+		r.counts.EventsLost++
 		r.bulkToAll()
 	case loader.ExpectationSeen:
 		if r.authority.IsMaster() {

@@ -386,6 +386,9 @@ func TestReplicateNoFlush(t *testing.T) {
 		c.settle()
 		c.a.wants(1, 2)
 		c.b.wants(1, 2)
+		if status := c.a.flows.Status(); status.Restored != 2 || status.NotRestored != 0 {
+			t.Errorf("shown: %+v", status)
+		}
 		if c.a.kernel.restored != 2 {
 			t.Errorf("%d flows were put back", c.a.kernel.restored)
 		}
