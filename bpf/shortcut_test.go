@@ -48,17 +48,22 @@ func TestShortcut(t *testing.T) {
 				mutate: func(f *flow) { f.local = another(f.local) }},
 		} {
 			t.Run(c.name, func(t *testing.T) {
-				d.unmapFlows(t)
 				fl := fl
 				if c.mutate != nil {
 					c.mutate(&fl)
 				}
-				d.mapFlow(t, fl)
 				in, want := fl.frames(direction)
-				if c.skb != (skBuff{}) || direction == ingress {
-					d.expect(t, direction, in.bytes(t), want.bytes(t), c.skb, checksumNone, rewritten(direction))
+				learns := func() bool {
+					d.unmapFlows(t)
+					d.mapFlow(t, fl)
+					if c.skb != (skBuff{}) || direction == ingress {
+						d.expect(t, direction, in.bytes(t), want.bytes(t), c.skb, checksumNone, rewritten(direction))
+					}
+					return d.knows(t, direction, in.bytes(t), c.skb)
 				}
-				if got := d.knows(t, direction, in.bytes(t), c.skb); got != c.want {
+				// The kernel's clock may have begun an epoch between the two packets: it
+				// does so every 1024 ticks.
+				if got := learns(); got != c.want && learns() != c.want {
 					t.Errorf("shortcut %v, want %v", got, c.want)
 				}
 				d.newEpoch(t)
