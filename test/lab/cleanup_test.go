@@ -92,7 +92,7 @@ func isZombie(pid int) bool {
 }
 
 func TestCloseRemovesEverything(t *testing.T) {
-	l := ForTest(t, "close", Options{Hosts: 1})
+	l := ForTest(t, "close", Options{Hosts: 1, ThirdRouter: true})
 	if err := l.StartRouters(testContext(t), Keepalived{}); err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +101,14 @@ func TestCloseRemovesEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	mine := prefix() + "close-"
+	if err := mountBPFFS(); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range l.Routers() { // what a vippin would leave
+		if err := os.MkdirAll(r.BPFFS, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if found := remains(t, mine); len(found) < 8 {
 		t.Fatalf("a running lab shows only %v", found)
 	}

@@ -193,7 +193,7 @@ func (l *Lab) Close() error {
 	for _, n := range nodes {
 		errs = append(errs, killInside(n.NS))
 	}
-	for _, name := range []string{"ra", "rb"} {
+	for _, name := range []string{"ra", "rb", "rc"} {
 		errs = append(errs, removePins(l.bpffs(name)))
 	}
 	for _, n := range nodes {

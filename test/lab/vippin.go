@@ -143,14 +143,23 @@ func (l *Lab) vippinCommand(args ...string) ([]string, error) {
 	if err != nil || !l.Options.NoBTF {
 		return append([]string{bin}, args...), err
 	}
-	var there unix.Statfs_t
-	if err := unix.Statfs(bpfRoot, &there); err == nil && there.Type != unix.BPF_FS_MAGIC {
-		if err := unix.Mount("bpf", bpfRoot, "bpf", 0, ""); err != nil {
-			return nil, fmt.Errorf("mount bpffs at %s: %w", bpfRoot, err)
-		}
+	if err := mountBPFFS(); err != nil {
+		return nil, err
 	}
 	hide := []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /sys/kernel/btf && exec "$@"`, "no-btf", bin}
 	return append(hide, args...), nil
+}
+
+// mountBPFFS does what vippin would do, where it is missing.
+func mountBPFFS() error {
+	var there unix.Statfs_t
+	if err := unix.Statfs(bpfRoot, &there); err != nil || there.Type == unix.BPF_FS_MAGIC {
+		return nil // vippin will say what is wrong
+	}
+	if err := unix.Mount("bpf", bpfRoot, "bpf", 0, ""); err != nil {
+		return fmt.Errorf("mount bpffs at %s: %w", bpfRoot, err)
+	}
+	return nil
 }
 
 // vippinBin finds the program, or builds it once for this process.
