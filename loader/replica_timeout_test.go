@@ -4,7 +4,6 @@ package loader
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -90,8 +89,8 @@ func TestNormalise(t *testing.T) {
 	// One has seen a packet, one is nobody's.
 	busy, strange := flows[4], udpFlow("192.168.1.11:4999", vip+":4999", server7)
 	mustInstall(t, l.replica, installations([]policy.Flow{strange}), Installed)
-	results, err := l.replica.conn.SetTimeout([]conntrack.Ref{{Orig: origTuple(&busy.FlowKey)}}, 25*time.Second)
-	if err := errors.Join(append(results, err)...); err != nil {
+	sooner := []conntrack.Change{{Tuple: origTuple(&busy.FlowKey), Timeout: 25 * time.Second}}
+	if err := l.replica.conn.Update(sooner, func(_ int, err error) { t.Error(err) }); err != nil {
 		t.Fatal(err)
 	}
 	changed, err := l.replica.Normalise(context.Background(), func(key *policy.FlowKey) bool { return *key != strange.FlowKey })

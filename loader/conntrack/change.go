@@ -159,19 +159,6 @@ func (c *Conn) Update(changes []Change, failed func(i int, err error)) error {
 	return wrapChange("update", len(changes), err)
 }
 
-// SetTimeout gives entries a new timeout, in whole seconds, rounded up.
-// Results as those of Delete; the IDs are not looked at.
-func (c *Conn) SetTimeout(refs []Ref, timeout time.Duration) ([]error, error) {
-	return collect("set timeout of", len(refs), func(i int) Tuple { return refs[i].Orig }, func(failed func(int, error)) error {
-		return c.requests.change(len(refs), func(r *request, i int) error {
-			if timeout <= 0 {
-				return fmt.Errorf("timeout of %v, must be positive", timeout)
-			}
-			return (&Change{Tuple: refs[i].Orig, Timeout: timeout}).encode(r, false)
-		}, failed)
-	})
-}
-
 // collect turns what a run says of the changes that failed into one result for
 // each.
 func collect(op string, n int, tuple func(i int) Tuple, run func(failed func(int, error)) error) ([]error, error) {
@@ -188,14 +175,4 @@ func wrapChange(op string, n int, err error) error {
 		return fmt.Errorf("%s %d conntrack entries: %w", op, n, err)
 	}
 	return nil
-}
-
-// encodeRef encodes what a look-up asks for.
-func encodeRef(ref Ref) ([]byte, error) {
-	if err := ref.Orig.checkRequest(); err != nil {
-		return nil, err
-	}
-	var r request
-	ref.encode(&r)
-	return r.buf, nil
 }

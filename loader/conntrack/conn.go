@@ -183,24 +183,18 @@ func (c *Conn) Get(tuple Tuple) (*Flow, error) {
 // GetBatch is Get for many tuples at a time. Its answer has the order of the
 // tuples, with nil where there is no entry.
 func (c *Conn) GetBatch(tuples []Tuple) ([]*Flow, error) {
-	messages := make([]netlink.Message, len(tuples))
-	for i, tuple := range tuples {
-		attrs, err := encodeRef(Ref{Orig: tuple})
-		if err != nil {
-			return nil, &Error{Op: "get", Tuple: tuple, Err: err}
-		}
-		messages[i] = message(msgGet, 0, familyOf(tuple.Src), attrs)
-	}
-	answers, err := c.requests.exchange(messages)
-	if err != nil {
-		return nil, fmt.Errorf("get %d conntrack entries: %w", len(tuples), err)
-	}
 	flows := make([]*Flow, len(tuples))
-	for i, answer := range answers {
-		if answer.err != nil && !errors.Is(answer.err, unix.ENOENT) {
-			return nil, &Error{Op: "get", Tuple: tuples[i], Err: answer.err}
+	var first error
+	err := c.LookUp(tuples, func(i int, flow *Flow) { flows[i] = flow.Clone() }, func(i int, err error) {
+		if first == nil {
+			first = &Error{Op: "get", Tuple: tuples[i], Err: err}
 		}
-		flows[i] = answer.flow
+	})
+	if err == nil {
+		err = first
+	}
+	if err != nil {
+		return nil, err
 	}
 	return flows, nil
 }

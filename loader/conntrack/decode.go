@@ -20,9 +20,6 @@ type decoder struct {
 	zone     uint16
 }
 
-// decodeFlow reads one entry into memory of its own.
-func decodeFlow(data []byte) (*Flow, error) { return new(decoder).decode(data) }
-
 // decode reads the payload of a CT_NEW or CT_DELETE message: struct nfgenmsg and
 // attributes. Unknown attributes are skipped. The flow is valid until the next
 // call.

@@ -234,13 +234,17 @@ func FuzzDecodeFlow(f *testing.F) {
 	})
 }
 
+// decodeFlow decodes one message.
+func decodeFlow(data []byte) (*Flow, error) { return new(decoder).decode(data) }
+
 func recode(t *testing.T, tuple Tuple) Tuple {
 	t.Helper()
-	attrs, err := encodeRef(Ref{Orig: tuple, ID: 1})
-	if err != nil {
+	if err := tuple.checkRequest(); err != nil {
 		t.Fatal(err)
 	}
-	data := message(msgGet, 0, familyOf(tuple.Src), append(attrs, rawTuple(2)...)).Data
+	var r request
+	Ref{Orig: tuple, ID: 1}.encode(&r)
+	data := message(msgGet, 0, familyOf(tuple.Src), append(r.buf, rawTuple(2)...)).Data
 	flow, err := decodeFlow(data)
 	if err != nil {
 		t.Fatal(err)

@@ -265,7 +265,7 @@ func TestManyEntries(t *testing.T) {
 			refs = append(refs, Ref{Orig: entry.Orig})
 		}
 	}
-	results, err = l.conn.SetTimeout(refs, 250*time.Second+time.Millisecond)
+	results, err = setTimeout(l.conn, refs, 250*time.Second+time.Millisecond)
 	allNil(t, results, err)
 	flows, err := l.conn.GetBatch(tuples)
 	if err != nil {
@@ -299,7 +299,7 @@ func TestManyEntries(t *testing.T) {
 	if text := "get conntrack entry udp 192.168.77.2:10003 -> 198.51.100.2:6000: no such file or directory"; !errors.Is(err, ErrNotExist) || err.Error() != text {
 		t.Errorf("get of a deleted entry says %v", err)
 	}
-	if results, err := l.conn.SetTimeout([]Ref{{Orig: tuples[3]}}, time.Second); err != nil || !errors.Is(results[0], ErrNotExist) {
+	if results, err := setTimeout(l.conn, []Ref{{Orig: tuples[3]}}, time.Second); err != nil || !errors.Is(results[0], ErrNotExist) {
 		t.Errorf("timeout of a deleted entry: %v, %v", results, err)
 	}
 }
@@ -320,4 +320,14 @@ func TestZonesAreApart(t *testing.T) {
 	}
 	results, err = l.conn.Delete([]Ref{{Orig: entry.Orig}})
 	allNil(t, results, err)
+}
+
+// setTimeout gives entries a new timeout; results as those of Delete.
+func setTimeout(conn *Conn, refs []Ref, timeout time.Duration) ([]error, error) {
+	changes := make([]Change, len(refs))
+	for i, ref := range refs {
+		changes[i] = Change{Tuple: ref.Orig, Timeout: timeout}
+	}
+	results := make([]error, len(refs))
+	return results, conn.Update(changes, func(i int, err error) { results[i] = err })
 }

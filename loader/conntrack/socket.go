@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -170,63 +169,4 @@ func verdict(m netlink.Message) error {
 		return nil
 	}
 	return unix.Errno(-code)
-}
-
-// answer is what the kernel said to one message of a batch.
-type answer struct {
-	flow *Flow // of a get
-	err  error
-}
-
-// exchange sends messages, at most batchSize of them in a datagram, and
-// returns an answer for each. Every message must provoke exactly one: an entry
-// or an acknowledgement. An error means that the exchange itself broke; what
-// the kernel made of the messages is then not known.
-func (s *socket) exchange(messages []netlink.Message) ([]answer, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	answers := make([]answer, len(messages))
-	for start := 0; start < len(messages); start += batchSize {
-		end := min(start+batchSize, len(messages))
-		if err := s.exchangeBatch(messages[start:end], answers[start:end]); err != nil {
-			return nil, err
-		}
-	}
-	return answers, nil
-}
-
-func (s *socket) exchangeBatch(messages []netlink.Message, answers []answer) error {
-	sent, err := s.conn.SendMessages(messages)
-	if err != nil {
-		return fmt.Errorf("write to netfilter socket: %w", err)
-	}
-	waiting := make(map[uint32]int, len(sent))
-	for i, m := range sent {
-		waiting[m.Header.Sequence] = i
-	}
-	if err := s.conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return fmt.Errorf("set deadline of netfilter socket: %w", err)
-	}
-	for len(waiting) > 0 {
-		err := s.receive(func(m netlink.Message) error {
-			i, ok := waiting[m.Header.Sequence]
-			if !ok {
-				return nil // left over from an exchange that broke
-			}
-			delete(waiting, m.Header.Sequence)
-			if m.Header.Type == netlink.Error {
-				answers[i].err = verdict(m)
-			} else {
-				answers[i].flow, answers[i].err = decodeFlow(m.Data)
-			}
-			return nil
-		})
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return fmt.Errorf("wait for the kernel's answers: %d of %d missing after %v", len(waiting), len(sent), answerTimeout)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
