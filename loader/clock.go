@@ -13,10 +13,10 @@ import (
 // the last tick: never later than they are.
 func monotonic() time.Duration { return readClock(unix.CLOCK_MONOTONIC_COARSE) }
 
-// preciseMonotonic is CLOCK_MONOTONIC to the nanosecond: the coarse clock of
-// monotonic is up to a tick behind, which is as long as a role change may take.
-// Go's own monotonic clock is the same one, and read without a system call.
-func preciseMonotonic() time.Duration { return clockBase + time.Since(clockStart) }
+// Monotonic is CLOCK_MONOTONIC to the nanosecond: the coarse clock of the programs'
+// stamps is up to a tick behind, which is as long as a role change may take. Go's
+// own monotonic clock is the same one, and read without a system call.
+func Monotonic() time.Duration { return clockBase + time.Since(clockStart) }
 
 var (
 	clockStart = time.Now()

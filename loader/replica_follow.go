@@ -146,7 +146,7 @@ func (f *follower) turn() error {
 
 func (f *follower) tell(event FlowEvent) error {
 	f.event = event
-	f.event.At = preciseMonotonic()
+	f.event.At = Monotonic()
 	return f.handle(&f.event)
 }
 

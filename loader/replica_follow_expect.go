@@ -23,7 +23,7 @@ type heldExpectation struct {
 }
 
 func (f *follower) hold(e *conntrack.Expectation) {
-	at := preciseMonotonic() + expectationHold
+	at := Monotonic() + expectationHold
 	f.held = append(f.held, heldExpectation{at: at, expect: e})
 	f.wakeAt(at)
 }

@@ -113,7 +113,7 @@ func (f *follower) wait(before *waiting, born bool) {
 }
 
 func (f *follower) waitMore(key flowKey, flow *waiting) {
-	now := preciseMonotonic()
+	now := Monotonic()
 	f.waits.add(key, flow, now)
 	f.wakeAt(now + waitSteps[flow.step])
 }
@@ -146,7 +146,7 @@ func (f *follower) lookAtSome() (more bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reader.renew(f.r)
-	now := preciseMonotonic()
+	now := Monotonic()
 	for range looksAtOnce {
 		due, any := f.waits.pop(now)
 		if !any {
@@ -194,7 +194,7 @@ func (f *follower) makeUp() error {
 func (f *follower) pause() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := preciseMonotonic()
+	now := Monotonic()
 	f.wakes = now + time.Hour
 	if at, any := f.waits.next(); any {
 		f.wakes = at

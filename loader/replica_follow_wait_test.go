@@ -156,7 +156,7 @@ func TestWaitsAreBounded(t *testing.T) {
 		t.Errorf("%d wait, lost %d times, skipped %v, %v", len(f.waits.flows), lost, f.r.Skipped(), err)
 	}
 	for range waitMost / 2 {
-		if _, any := f.waits.pop(preciseMonotonic() + time.Minute); !any {
+		if _, any := f.waits.pop(Monotonic() + time.Minute); !any {
 			t.Fatal("fewer wait than were added")
 		}
 	}

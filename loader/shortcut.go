@@ -27,7 +27,7 @@ func setSecret(spec *ebpf.CollectionSpec) error {
 // must hold at once, and before a look at when a mapping was used last.
 func (d *Dataplane) newEpoch() error {
 	// The time is another number for every process that writes one.
-	if err := d.maps.Epoch.Put(uint32(0), uint64(preciseMonotonic())); err != nil {
+	if err := d.maps.Epoch.Put(uint32(0), uint64(Monotonic())); err != nil {
 		return fmt.Errorf("begin a new epoch: %w", err)
 	}
 	return nil

@@ -94,7 +94,7 @@ func (d *Dataplane) SetRole(pin uint32, role policy.Role, fixed bool) error {
 	if pin == 0 || pin >= maxPins {
 		return fmt.Errorf("there is no pin %d", pin)
 	}
-	value := bpf.DataplaneRole{Role: uint32(role), SinceNs: uint64(preciseMonotonic())}
+	value := bpf.DataplaneRole{Role: uint32(role), SinceNs: uint64(Monotonic())}
 	if fixed {
 		value.Fixed = 1
 	}

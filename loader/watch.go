@@ -72,7 +72,7 @@ func Watch(ctx context.Context, events chan<- LinkEvent) error {
 	delivering.Go(func() { pending.deliver(ctx, events) })
 	defer delivering.Wait() // ctx has ended by then
 	for {
-		pending.add(LinkEvent{Kind: Resync, Time: preciseMonotonic()})
+		pending.add(LinkEvent{Kind: Resync, Time: Monotonic()})
 		err := readLinks(ctx, socket, pending)
 		if socket = resubscribeLinks(ctx, err); socket == nil {
 			return nil
@@ -142,7 +142,7 @@ func readLinks(ctx context.Context, socket *nl.NetlinkSocket, pending *pendingLi
 		if from.Pid != nl.PidKernel {
 			continue
 		}
-		now := preciseMonotonic()
+		now := Monotonic()
 		for _, m := range messages {
 			if event, ok := linkEvent(m); ok {
 				event.Time = now

@@ -192,12 +192,12 @@ func TestWatchSeesAddressesComeAndGo(t *testing.T) {
 			make func(netlink.Link, *netlink.Addr) error
 			here bool
 		}{{netlink.AddrAdd, true}, {netlink.AddrDel, false}} {
-			before := preciseMonotonic()
+			before := Monotonic()
 			if err := change.make(macvlan, addr); err != nil {
 				t.Fatal(err)
 			}
 			event := awaitLink(t, events, AddrChanged, index)
-			if event.Time < before || event.Time > preciseMonotonic() {
+			if event.Time < before || event.Time > Monotonic() {
 				t.Errorf("%s: event at %v, change not before %v", text, event.Time, before)
 			}
 			if got := hasAddr(observeLink(t, "vrrp.10"), text, false); got != change.here {

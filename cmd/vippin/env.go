@@ -57,7 +57,7 @@ type dataplane interface {
 func newEnv() *env {
 	return &env{
 		stdout: os.Stdout, stderr: os.Stderr,
-		getenv: os.Getenv, now: time.Now, monotonic: monotonic,
+		getenv: os.Getenv, now: time.Now, monotonic: loader.Monotonic,
 		euid: os.Geteuid(), pid: os.Getpid(),
 		columns: func() int { return terminalColumns(int(os.Stdout.Fd())) },
 		dial: func(ctx context.Context, path string) (net.Conn, error) {
@@ -89,23 +89,6 @@ func loadDataplane(opts loader.Options) (dataplane, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-// monotonic is CLOCK_MONOTONIC. Go's own monotonic clock is the same one, and read
-// without a system call.
-func monotonic() time.Duration { return monotonicBase + time.Since(monotonicStart) }
-
-var (
-	monotonicStart = time.Now()
-	monotonicBase  = monotonicNow() - time.Since(monotonicStart)
-)
-
-func monotonicNow() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return 0 // cannot fail for this clock
-	}
-	return time.Duration(ts.Nano())
 }
 
 // terminalColumns says how wide the terminal behind fd is, 0 if it is none.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,10 +19,12 @@ import (
 
 // The rhythm of replication.
 const (
-	holdTick    = 50 * time.Millisecond  // how often ends that are due are told, at most
-	tendTick    = 500 * time.Millisecond // how often what else there is to tend is looked at
-	bulkPause   = 500 * time.Millisecond // what asks for a bulk within it gets one together; a takeover has the CPU to itself
-	replicaWait = 2 * time.Second        // before what failed is tried again
+	holdTick     = 50 * time.Millisecond  // how often ends that are due are told, at most
+	tendTick     = 500 * time.Millisecond // how often what else there is to tend is looked at
+	bulkPause    = 500 * time.Millisecond // what asks for a bulk within it gets one together; a takeover has the CPU to itself
+	replicaWait  = 2 * time.Second        // before what failed is tried again
+	missingEvery = 5 * time.Second        // between two requests for what went missing
+	refreshChunk = 1024                   // flows refreshed in one go
 )
 
 // flowTable is what the replicator needs of *loader.Replica.
@@ -48,8 +51,8 @@ type flowTable interface {
 // the kernel.
 //
 // installing is held while the kernel is made what a peer says; mu guards what is
-// known, never during a system call, so that the daemon's loop and the flow
-// events do not wait for peers.
+// known, never while conntrack works, so that the daemon's loop and the flow events
+// do not wait for peers.
 type replicator struct {
 	log       *slog.Logger
 	monotonic func() time.Duration
@@ -141,9 +144,11 @@ func (r *replicator) SetPlan(plan policy.Plan, seen policy.Observed) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	changed := !slices.Equal(r.pins, pins)
 	r.pins, r.uppers = pins, uppers
-	r.authority.Keep(names)
-	r.tellState()
+	if r.authority.Keep(names) || changed { // addresses change more often, and peers do not hear of those
+		r.tellState()
+	}
 }
 
 // SetRole says what this router is for a group. A takeover changes nothing per

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -239,14 +240,7 @@ func lostGround(was, is policy.Observed) map[int]bool {
 }
 
 func lostAddress(before, after *policy.Link) bool {
-	has := make(map[string]bool, len(after.Addrs))
-	for _, addr := range after.Addrs {
-		has[addr.Prefix.Addr().String()] = true
-	}
-	for _, addr := range before.Addrs {
-		if !has[addr.Prefix.Addr().String()] {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(before.Addrs, func(had policy.Addr) bool {
+		return !slices.ContainsFunc(after.Addrs, func(has policy.Addr) bool { return has.Prefix.Addr() == had.Prefix.Addr() })
+	})
 }

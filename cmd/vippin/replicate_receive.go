@@ -160,10 +160,14 @@ func (l *peerLink) removeGone(gones []natsync.Gone) {
 			continue
 		}
 		r.told.Drop(gone.Key)
-		w.removals = append(w.removals, loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin})
+		w.removals = append(w.removals, removal(&record))
 	}
 	r.mu.Unlock()
 	r.remove(l.peer, w.removals)
+}
+
+func removal(record *natsync.Record) loader.Removal {
+	return loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin}
 }
 
 // mayRemove tells whether a peer's word removes a flow. Called with mu.
@@ -217,7 +221,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 		}
 		for _, record := range r.told.Stale(l.peer, group, round) {
 			r.told.Drop(record.Key)
-			removals = append(removals, loader.Removal{Key: record.Key, To: record.To, Pin: record.Pin})
+			removals = append(removals, removal(&record))
 		}
 		if group == "" || !r.bornHere[group] {
 			continue
@@ -275,11 +279,7 @@ func (l *peerLink) strangers(born map[string]uint32) (removals []loader.Removal)
 }
 
 // BulkWanted is the peer's wish to be told of everything.
-func (l *peerLink) BulkWanted([]string) {
-	l.r.mu.Lock()
-	defer l.r.mu.Unlock()
-	l.askBulk()
-}
+func (l *peerLink) BulkWanted([]string) { l.askBulk() }
 
 // Refused notes which flows the peer could not take.
 func (l *peerLink) Refused(flows []policy.FlowKey, reasons []natsync.Reason) {
@@ -293,11 +293,7 @@ func (l *peerLink) Refused(flows []policy.FlowKey, reasons []natsync.Reason) {
 }
 
 // Lost has the peer told of everything, since it missed something.
-func (l *peerLink) Lost() {
-	l.r.mu.Lock()
-	defer l.r.mu.Unlock()
-	l.askBulk()
-}
+func (l *peerLink) Lost() { l.askBulk() }
 
 // has tells whether the peer has acknowledged a flow. Called with mu.
 func (l *peerLink) has(key policy.FlowKey) bool {

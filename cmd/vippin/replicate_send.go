@@ -65,13 +65,11 @@ func (r *replicator) flowSeen(flow *policy.Flow) {
 func (r *replicator) flowGone(event *loader.FlowEvent) {
 	flow := event.Flow
 	if record, ok := r.told.Get(flow.FlowKey); ok {
-		r.told.Drop(flow.FlowKey)
 		if !record.Taken {
-			if link := r.links[record.Peer]; link != nil {
-				link.missing = true
-			}
+			r.loses(&record)
 			return
 		}
+		r.told.Drop(flow.FlowKey)
 	}
 	if event.Ifindex == 0 && !r.speaksFor(flow.Group) {
 		return
@@ -181,21 +179,20 @@ func (r *replicator) forget(keys []policy.FlowKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, key := range keys {
-		record, ok := r.told.Get(key)
-		if !ok || record.Taken {
-			continue
-		}
-		r.told.Drop(key)
-		if link := r.links[record.Peer]; link != nil {
-			link.missing = true
+		if record, ok := r.told.Get(key); ok && !record.Taken {
+			r.loses(&record)
 		}
 	}
 }
 
-const (
-	missingEvery = 5 * time.Second // between two requests for what went missing
-	refreshChunk = 1024
-)
+// loses notes that a flow does not stand ready any more that its peer has. Called
+// with mu.
+func (r *replicator) loses(record *natsync.Record) {
+	r.told.Drop(record.Key)
+	if link := r.links[record.Peer]; link != nil {
+		link.missing = true
+	}
+}
 
 // mend puts flows back that the kernel flushed, prepares those that another router
 // forwards for their return, and gives those that were taken over their ordinary
@@ -207,16 +204,7 @@ func (r *replicator) mend(ctx context.Context) error {
 			return nil
 		case <-r.wake:
 		}
-		for {
-			r.mu.Lock()
-			flushed := r.flushed
-			r.flushed = nil
-			r.mu.Unlock()
-			if len(flushed) == 0 {
-				break
-			}
-			r.restore(flushed)
-		}
+		r.restore()
 		r.letLoose(ctx)
 		r.normalise(ctx)
 	}
@@ -261,7 +249,15 @@ func (r *replicator) normalise(ctx context.Context) {
 	r.log.Info("took flows over", "flows", taken, "timeouts normalised", n)
 }
 
-func (r *replicator) restore(flows []policy.Flow) {
+// restore puts flows back that the kernel flushed.
+func (r *replicator) restore() {
+	r.mu.Lock()
+	flows := r.flushed
+	r.flushed = nil
+	r.mu.Unlock()
+	if len(flows) == 0 {
+		return
+	}
 	r.installing.Lock()
 	outcomes, err := r.table.Restore(flows)
 	r.installing.Unlock()

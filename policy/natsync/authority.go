@@ -148,7 +148,10 @@ func (a *Authority) States() []GroupState {
 	return states
 }
 
-// Keep forgets the groups of this router that are not in names.
-func (a *Authority) Keep(names []string) {
+// Keep forgets the groups of this router that are not in names. It tells whether
+// there were any.
+func (a *Authority) Keep(names []string) (forgot bool) {
+	had := len(a.own)
 	maps.DeleteFunc(a.own, func(group string, _ reign) bool { return !slices.Contains(names, group) })
+	return len(a.own) < had
 }

@@ -96,7 +96,9 @@ func TestAuthorityKeeps(t *testing.T) {
 	a := NewAuthority("key-a")
 	a.SetRole(core, policy.RoleMaster)
 	a.SetRole("gone", policy.RoleMaster)
-	a.Keep([]string{core})
+	if !a.Keep([]string{core}) || a.Keep([]string{core}) {
+		t.Error("does not tell what it forgot")
+	}
 	if groups := a.Mastered(); len(groups) != 1 || groups[0] != core || !a.IsMaster() {
 		t.Errorf("MASTER of %q", groups)
 	}

@@ -26,13 +26,9 @@ type Hold struct {
 	shaken  map[int]time.Duration // when an interface last lost ground
 }
 
-// What conntrack says of a TCP connection, enum tcp_conntrack: the states after
-// this one are those of its end.
-const (
-	protoTCP       = 6
-	protoGRE       = 47
-	tcpEstablished = 3
-)
+// tcpEstablished is TCP_CONNTRACK_ESTABLISHED: the states after it are those of a
+// connection's end.
+const tcpEstablished = 3
 
 type held struct {
 	flow    policy.Flow
@@ -78,7 +74,7 @@ func survives(flow *policy.Flow) bool {
 
 // isOver tells whether a flow is a TCP connection that is closing or closed.
 func isOver(flow *policy.Flow) bool {
-	return flow.Proto == protoTCP && flow.TCPState > tcpEstablished
+	return flow.Proto == ipTCP && flow.TCPState > tcpEstablished
 }
 
 // Seen cancels the end of a flow that is there again.

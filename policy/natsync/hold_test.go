@@ -66,11 +66,11 @@ func TestHoldTellsLater(t *testing.T) {
 
 func TestHoldKnowsAFlush(t *testing.T) {
 	h := &Hold{For: 3 * time.Second, Limit: 10}
-	ended := testFlow(4, protoTCP)
+	ended := testFlow(4, ipTCP)
 	ended.TCPState = 7 // TIME_WAIT
 	h.Gone(time.Second, testFlow(9, udp), wan)
 	h.Gone(10*time.Second, testFlow(1, udp), wan)
-	h.Gone(10*time.Second, testFlow(2, protoTCP), wan)
+	h.Gone(10*time.Second, testFlow(2, ipTCP), wan)
 	h.Gone(10*time.Second, testFlow(3, udp), wan+1)
 	h.Gone(10*time.Second, ended, wan)
 	if got := flushedPorts(h.Shaken(10500*time.Millisecond, wan)); !slices.Equal(got, []uint16{1, 2}) {

@@ -185,7 +185,7 @@ func (t *Table) Standing(peer string) []policy.FlowKey {
 func (t *Table) Fixed() []policy.FlowKey {
 	var keys []policy.FlowKey
 	for key, r := range t.records {
-		if r.taken && key.Proto == protoGRE {
+		if r.taken && key.Proto == ipGRE {
 			keys = append(keys, key)
 		}
 	}

@@ -79,7 +79,7 @@ func TestTableTakeover(t *testing.T) {
 	if record, _ := table.Get(testFlow(1, udp).FlowKey); !record.Taken || record.Peer != "a" {
 		t.Errorf("%+v", record)
 	}
-	ending := testFlow(3, protoTCP)
+	ending := testFlow(3, ipTCP)
 	ending.TCPState = 4
 	table.Put("a", ending)
 	table.Put("a", testFlow(1, udp))
@@ -90,11 +90,11 @@ func TestTableTakeover(t *testing.T) {
 
 func TestTableKnowsWhatNoPacketProlongs(t *testing.T) {
 	table := NewTable()
-	for port, proto := range []uint8{udp, protoGRE, protoGRE} {
+	for port, proto := range []uint8{udp, ipGRE, ipGRE} {
 		table.Put("a", testFlow(uint16(port), proto))
 	}
 	table.Own(testFlow(0, udp).FlowKey)
-	table.Own(testFlow(1, protoGRE).FlowKey)
+	table.Own(testFlow(1, ipGRE).FlowKey)
 	if got := table.Fixed(); len(got) != 1 || got[0].Src.Port != 1 {
 		t.Errorf("%v", got)
 	}

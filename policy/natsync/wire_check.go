@@ -12,11 +12,12 @@ import (
 	"vippin/policy"
 )
 
-// IP protocol numbers with ports or identifiers, of IANA's registry.
+// IP protocol numbers that are treated apart, of IANA's registry.
 const (
 	ipICMP    = 1
 	ipTCP     = 6
 	ipUDP     = 17
+	ipGRE     = 47
 	ipDCCP    = 33
 	ipICMPv6  = 58
 	ipSCTP    = 132
