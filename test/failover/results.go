@@ -115,8 +115,8 @@ func (j *journal) write(line []byte) error {
 	return nil
 }
 
-// todo are the cases without a result.
-func (j *journal) todo(cases []Case) (left []Case) {
+// remaining are the cases without a result.
+func (j *journal) remaining(cases []Case) (left []Case) {
 	for _, c := range cases {
 		if !j.done[c.Key()] {
 			left = append(left, c)

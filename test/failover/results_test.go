@@ -27,7 +27,7 @@ func TestJournalResumes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if left := j.todo(cases); !slices.Equal(left, cases[1:]) {
+	if left := j.remaining(cases); !slices.Equal(left, cases[1:]) {
 		t.Errorf("left over in this run: %v", left)
 	}
 	file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
@@ -43,7 +43,7 @@ func TestJournalResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := again.todo(cases); !slices.Equal(left, cases[1:]) {
+	if left := again.remaining(cases); !slices.Equal(left, cases[1:]) {
 		t.Errorf("left over after the interruption: %v", left)
 	}
 	if err := again.add(Result{Case: cases[1]}); err != nil {
@@ -53,14 +53,14 @@ func TestJournalResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := third.todo(cases); !slices.Equal(left, cases[2:]) || len(third.results) != 2 || third.results[0].OutageMs != 300 {
+	if left := third.remaining(cases); !slices.Equal(left, cases[2:]) || len(third.results) != 2 || third.results[0].OutageMs != 300 {
 		t.Errorf("left over in the third run: %v; results %+v", left, third.results)
 	}
 	fresh, err := openJournal(path, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := fresh.todo(cases); len(left) != len(cases) {
+	if left := fresh.remaining(cases); len(left) != len(cases) {
 		t.Errorf("a fresh run has %d cases left of %d", len(left), len(cases))
 	}
 }

@@ -29,7 +29,7 @@ type runner struct {
 // measure fails only when nothing more can be measured; a case that fails is
 // told, and is to be tried again.
 func (r runner) measure(ctx context.Context, cases []Case) error {
-	start, left := time.Now(), r.journal.todo(cases)
+	start, left := time.Now(), r.journal.remaining(cases)
 	if done := len(cases) - len(left); done > 0 {
 		fmt.Fprintf(r.progress, "%d of %d cases are done already\n", done, len(cases))
 	}
