@@ -68,6 +68,27 @@ func (c *client) Peers(ctx context.Context) (peers []policy.PeerReport, err erro
 	return peers, c.get(ctx, "peers", &peers)
 }
 
+func (c *client) Ready(ctx context.Context) (groups []policy.ReadyStatus, err error) {
+	return groups, c.get(ctx, "ready", &groups)
+}
+
+func (c *client) Failovers(ctx context.Context) (records []policy.Failover, err error) {
+	return records, c.get(ctx, "failovers", &records)
+}
+
+func (c *client) Parity(ctx context.Context) (differences []policy.Difference, err error) {
+	return differences, c.get(ctx, "parity", &differences)
+}
+
+func (c *client) Rehearse(ctx context.Context) (rehearsals []policy.Rehearsal, err error) {
+	return rehearsals, c.do(ctx, http.MethodPost, "rehearse", nil, &rehearsals)
+}
+
+func (c *client) Notify(ctx context.Context, n policy.Notification) error {
+	var done struct{}
+	return c.do(ctx, http.MethodPost, "notify", n, &done)
+}
+
 // Toggle returns *unknownPinsError when some VLANs have no pin, usageError
 // when the daemon cannot read the list.
 func (c *client) Toggle(ctx context.Context, action toggleAction, vlans string) (pins []policy.PinState, err error) {

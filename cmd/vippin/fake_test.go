@@ -304,6 +304,27 @@ type fakeController struct {
 	err     error
 	hub     *eventHub
 	toggled chan toggleAction
+
+	ready       []policy.ReadyStatus
+	failovers   []policy.Failover
+	differences []policy.Difference
+	rehearsals  []policy.Rehearsal
+	notified    []policy.Notification
+}
+
+func (c *fakeController) Ready(context.Context) ([]policy.ReadyStatus, error) { return c.ready, c.err }
+func (c *fakeController) Failovers(context.Context) ([]policy.Failover, error) {
+	return c.failovers, c.err
+}
+func (c *fakeController) Parity(context.Context) ([]policy.Difference, error) {
+	return c.differences, c.err
+}
+func (c *fakeController) Rehearse(context.Context) ([]policy.Rehearsal, error) {
+	return c.rehearsals, c.err
+}
+func (c *fakeController) Notify(_ context.Context, n policy.Notification) error {
+	c.notified = append(c.notified, n)
+	return c.err
 }
 
 func (c *fakeController) Status(context.Context) (policy.Status, error)      { return c.status, c.err }

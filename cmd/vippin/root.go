@@ -78,8 +78,8 @@ func (c *cli) root() *cobra.Command {
 	root.SetHelpCommandGroupID("service")
 	root.SetCompletionCommandGroupID("service")
 	root.AddCommand(
-		c.status(), c.flows(), c.vrrp(), c.peers(), c.monitor(), c.check(), c.doctor(),
-		c.pin(), c.reload(), c.keygen(), c.trust(),
+		c.status(), c.flows(), c.vrrp(), c.peers(), c.failovers(), c.parity(), c.monitor(), c.check(), c.doctor(), c.ready(),
+		c.pin(), c.reload(), c.keygen(), c.trust(), c.vrrpNotify(),
 		c.run(), c.load(), c.unload(),
 		c.version(), c.man(),
 	)

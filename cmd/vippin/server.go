@@ -36,6 +36,16 @@ type controller interface {
 	// Reload applies the changed configuration, whole or not at all: with
 	// errors in it, OK is false and nothing has changed.
 	Reload(ctx context.Context) (policy.DryRun, error)
+	// Ready is in the order of the plan.
+	Ready(ctx context.Context) ([]policy.ReadyStatus, error)
+	// Failovers is in order of time, the latest last.
+	Failovers(ctx context.Context) ([]policy.Failover, error)
+	// Parity is worst first.
+	Parity(ctx context.Context) ([]policy.Difference, error)
+	// Rehearse tries every peer's table.
+	Rehearse(ctx context.Context) ([]policy.Rehearsal, error)
+	// Notify takes what a transition script tells.
+	Notify(ctx context.Context, n policy.Notification) error
 }
 
 const (
@@ -113,6 +123,11 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /v1/events", s.events)
 	mux.HandleFunc("POST /v1/pins/{action}", s.toggle)
 	mux.HandleFunc("POST /v1/reload", s.reload)
+	mux.HandleFunc("GET /v1/ready", show(s, s.control.Ready))
+	mux.HandleFunc("GET /v1/failovers", show(s, s.control.Failovers))
+	mux.HandleFunc("GET /v1/parity", show(s, s.control.Parity))
+	mux.HandleFunc("POST /v1/rehearse", s.rehearse)
+	mux.HandleFunc("POST /v1/notify", s.notify)
 	return mux
 }
 
