@@ -292,6 +292,12 @@ func (l *peerLink) Refused(flows []policy.FlowKey, reasons []natsync.Reason) {
 	}
 }
 
+// Acked is of flows that the peer has.
+func (l *peerLink) Acked([]policy.Flow) {}
+
+// Digest is what the peer says that routers should have alike.
+func (l *peerLink) Digest([]byte) {}
+
 // Lost has the peer told of everything, since it missed something.
 func (l *peerLink) Lost() { l.askBulk() }
 

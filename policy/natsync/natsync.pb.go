@@ -6,7 +6,8 @@
 // Each side sends Hello first. The version in use is the lower one of the two
 // maxima; one that is below either minimum ends the connection. Then each side sends
 // State, and repeats it as a sign of life. Fields and frames that a peer does not
-// know it passes over.
+// know it passes over. Added to version 1 since it first shipped, and to be expected
+// from nobody: WireState.prompt, WireDigest.
 //
 // An address is 4 or 16 octets, a name printable UTF-8 of at most 64 octets.
 
@@ -93,6 +94,7 @@ type WireFrame struct {
 	//	*WireFrame_BulkBegin
 	//	*WireFrame_BulkEnd
 	//	*WireFrame_BulkRequest
+	//	*WireFrame_Digest
 	Kind          isWireFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -198,6 +200,15 @@ func (x *WireFrame) GetBulkRequest() *WireBulkRequest {
 	return nil
 }
 
+func (x *WireFrame) GetDigest() *WireDigest {
+	if x != nil {
+		if x, ok := x.Kind.(*WireFrame_Digest); ok {
+			return x.Digest
+		}
+	}
+	return nil
+}
+
 type isWireFrame_Kind interface {
 	isWireFrame_Kind()
 }
@@ -230,6 +241,10 @@ type WireFrame_BulkRequest struct {
 	BulkRequest *WireBulkRequest `protobuf:"bytes,7,opt,name=bulk_request,json=bulkRequest,proto3,oneof"`
 }
 
+type WireFrame_Digest struct {
+	Digest *WireDigest `protobuf:"bytes,8,opt,name=digest,proto3,oneof"`
+}
+
 func (*WireFrame_Hello) isWireFrame_Kind() {}
 
 func (*WireFrame_State) isWireFrame_Kind() {}
@@ -243,6 +258,8 @@ func (*WireFrame_BulkBegin) isWireFrame_Kind() {}
 func (*WireFrame_BulkEnd) isWireFrame_Kind() {}
 
 func (*WireFrame_BulkRequest) isWireFrame_Kind() {}
+
+func (*WireFrame_Digest) isWireFrame_Kind() {}
 
 type WireHello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -323,8 +340,9 @@ func (x *WireHello) GetBoot() []byte {
 // The ids, from 1 to 4096, are the sender's and hold until its next State.
 type WireState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Groups        []*WireGroup           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"` // at most 4096
-	Pins          []*WirePin             `protobuf:"bytes,2,rep,name=pins,proto3" json:"pins,omitempty"`     // at most 4096
+	Groups        []*WireGroup           `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`  // at most 4096
+	Pins          []*WirePin             `protobuf:"bytes,2,rep,name=pins,proto3" json:"pins,omitempty"`      // at most 4096
+	Prompt        bool                   `protobuf:"varint,3,opt,name=prompt,proto3" json:"prompt,omitempty"` // the sender waits for acknowledgements: they are due at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -371,6 +389,13 @@ func (x *WireState) GetPins() []*WirePin {
 		return x.Pins
 	}
 	return nil
+}
+
+func (x *WireState) GetPrompt() bool {
+	if x != nil {
+		return x.Prompt
+	}
+	return false
 }
 
 type WireGroup struct {
@@ -1454,11 +1479,57 @@ func (x *WireBulkRequest) GetGroups() []string {
 	return nil
 }
 
+// What the routers should have alike, in the words of policy/parity. It comes after
+// a State, once and when it has changed, at most 16 times in 10 seconds.
+type WireDigest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // at most 256 KiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WireDigest) Reset() {
+	*x = WireDigest{}
+	mi := &file_natsync_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WireDigest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WireDigest) ProtoMessage() {}
+
+func (x *WireDigest) ProtoReflect() protoreflect.Message {
+	mi := &file_natsync_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WireDigest.ProtoReflect.Descriptor instead.
+func (*WireDigest) Descriptor() ([]byte, []int) {
+	return file_natsync_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WireDigest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 var File_natsync_proto protoreflect.FileDescriptor
 
 const file_natsync_proto_rawDesc = "" +
 	"\n" +
-	"\rnatsync.proto\x12\x11vippin.natsync.v1\"\xae\x03\n" +
+	"\rnatsync.proto\x12\x11vippin.natsync.v1\"\xe7\x03\n" +
 	"\tWireFrame\x124\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1c.vippin.natsync.v1.WireHelloH\x00R\x05hello\x124\n" +
 	"\x05state\x18\x02 \x01(\v2\x1c.vippin.natsync.v1.WireStateH\x00R\x05state\x124\n" +
@@ -1467,7 +1538,8 @@ const file_natsync_proto_rawDesc = "" +
 	"\n" +
 	"bulk_begin\x18\x05 \x01(\v2 .vippin.natsync.v1.WireBulkBeginH\x00R\tbulkBegin\x12;\n" +
 	"\bbulk_end\x18\x06 \x01(\v2\x1e.vippin.natsync.v1.WireBulkEndH\x00R\abulkEnd\x12G\n" +
-	"\fbulk_request\x18\a \x01(\v2\".vippin.natsync.v1.WireBulkRequestH\x00R\vbulkRequestB\x06\n" +
+	"\fbulk_request\x18\a \x01(\v2\".vippin.natsync.v1.WireBulkRequestH\x00R\vbulkRequest\x127\n" +
+	"\x06digest\x18\b \x01(\v2\x1d.vippin.natsync.v1.WireDigestH\x00R\x06digestB\x06\n" +
 	"\x04kind\"\x8b\x01\n" +
 	"\tWireHello\x12\x1f\n" +
 	"\vversion_min\x18\x01 \x01(\rR\n" +
@@ -1476,10 +1548,11 @@ const file_natsync_proto_rawDesc = "" +
 	"versionMax\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x14\n" +
 	"\x05build\x18\x04 \x01(\tR\x05build\x12\x12\n" +
-	"\x04boot\x18\x05 \x01(\fR\x04boot\"q\n" +
+	"\x04boot\x18\x05 \x01(\fR\x04boot\"\x89\x01\n" +
 	"\tWireState\x124\n" +
 	"\x06groups\x18\x01 \x03(\v2\x1c.vippin.natsync.v1.WireGroupR\x06groups\x12.\n" +
-	"\x04pins\x18\x02 \x03(\v2\x1a.vippin.natsync.v1.WirePinR\x04pins\"v\n" +
+	"\x04pins\x18\x02 \x03(\v2\x1a.vippin.natsync.v1.WirePinR\x04pins\x12\x16\n" +
+	"\x06prompt\x18\x03 \x01(\bR\x06prompt\"v\n" +
 	"\tWireGroup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
@@ -1581,7 +1654,10 @@ const file_natsync_proto_rawDesc = "" +
 	"\x04bulk\x18\x01 \x01(\x04R\x04bulk\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\")\n" +
 	"\x0fWireBulkRequest\x12\x16\n" +
-	"\x06groups\x18\x01 \x03(\tR\x06groups*K\n" +
+	"\x06groups\x18\x01 \x03(\tR\x06groups\"$\n" +
+	"\n" +
+	"WireDigest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest*K\n" +
 	"\bWireRole\x12\x13\n" +
 	"\x0fWIRE_ROLE_FAULT\x10\x00\x12\x14\n" +
 	"\x10WIRE_ROLE_BACKUP\x10\x01\x12\x14\n" +
@@ -1600,7 +1676,7 @@ func file_natsync_proto_rawDescGZIP() []byte {
 }
 
 var file_natsync_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_natsync_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_natsync_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_natsync_proto_goTypes = []any{
 	(WireRole)(0),           // 0: vippin.natsync.v1.WireRole
 	(*WireFrame)(nil),       // 1: vippin.natsync.v1.WireFrame
@@ -1619,6 +1695,7 @@ var file_natsync_proto_goTypes = []any{
 	(*WireBulkBegin)(nil),   // 14: vippin.natsync.v1.WireBulkBegin
 	(*WireBulkEnd)(nil),     // 15: vippin.natsync.v1.WireBulkEnd
 	(*WireBulkRequest)(nil), // 16: vippin.natsync.v1.WireBulkRequest
+	(*WireDigest)(nil),      // 17: vippin.natsync.v1.WireDigest
 }
 var file_natsync_proto_depIdxs = []int32{
 	2,  // 0: vippin.natsync.v1.WireFrame.hello:type_name -> vippin.natsync.v1.WireHello
@@ -1628,23 +1705,24 @@ var file_natsync_proto_depIdxs = []int32{
 	14, // 4: vippin.natsync.v1.WireFrame.bulk_begin:type_name -> vippin.natsync.v1.WireBulkBegin
 	15, // 5: vippin.natsync.v1.WireFrame.bulk_end:type_name -> vippin.natsync.v1.WireBulkEnd
 	16, // 6: vippin.natsync.v1.WireFrame.bulk_request:type_name -> vippin.natsync.v1.WireBulkRequest
-	4,  // 7: vippin.natsync.v1.WireState.groups:type_name -> vippin.natsync.v1.WireGroup
-	5,  // 8: vippin.natsync.v1.WireState.pins:type_name -> vippin.natsync.v1.WirePin
-	0,  // 9: vippin.natsync.v1.WireGroup.role:type_name -> vippin.natsync.v1.WireRole
-	7,  // 10: vippin.natsync.v1.WireBatch.flows:type_name -> vippin.natsync.v1.WireFlow
-	7,  // 11: vippin.natsync.v1.WireBatch.gones:type_name -> vippin.natsync.v1.WireFlow
-	11, // 12: vippin.natsync.v1.WireBatch.expectations:type_name -> vippin.natsync.v1.WireExpectation
-	9,  // 13: vippin.natsync.v1.WireFlow.extra:type_name -> vippin.natsync.v1.WireExtra
-	8,  // 14: vippin.natsync.v1.WireExtra.master:type_name -> vippin.natsync.v1.WireKey
-	10, // 15: vippin.natsync.v1.WireExtra.adjust:type_name -> vippin.natsync.v1.WireAdjust
-	10, // 16: vippin.natsync.v1.WireExtra.reply_adjust:type_name -> vippin.natsync.v1.WireAdjust
-	8,  // 17: vippin.natsync.v1.WireExpectation.master:type_name -> vippin.natsync.v1.WireKey
-	13, // 18: vippin.natsync.v1.WireAck.refusals:type_name -> vippin.natsync.v1.WireRefusal
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	17, // 7: vippin.natsync.v1.WireFrame.digest:type_name -> vippin.natsync.v1.WireDigest
+	4,  // 8: vippin.natsync.v1.WireState.groups:type_name -> vippin.natsync.v1.WireGroup
+	5,  // 9: vippin.natsync.v1.WireState.pins:type_name -> vippin.natsync.v1.WirePin
+	0,  // 10: vippin.natsync.v1.WireGroup.role:type_name -> vippin.natsync.v1.WireRole
+	7,  // 11: vippin.natsync.v1.WireBatch.flows:type_name -> vippin.natsync.v1.WireFlow
+	7,  // 12: vippin.natsync.v1.WireBatch.gones:type_name -> vippin.natsync.v1.WireFlow
+	11, // 13: vippin.natsync.v1.WireBatch.expectations:type_name -> vippin.natsync.v1.WireExpectation
+	9,  // 14: vippin.natsync.v1.WireFlow.extra:type_name -> vippin.natsync.v1.WireExtra
+	8,  // 15: vippin.natsync.v1.WireExtra.master:type_name -> vippin.natsync.v1.WireKey
+	10, // 16: vippin.natsync.v1.WireExtra.adjust:type_name -> vippin.natsync.v1.WireAdjust
+	10, // 17: vippin.natsync.v1.WireExtra.reply_adjust:type_name -> vippin.natsync.v1.WireAdjust
+	8,  // 18: vippin.natsync.v1.WireExpectation.master:type_name -> vippin.natsync.v1.WireKey
+	13, // 19: vippin.natsync.v1.WireAck.refusals:type_name -> vippin.natsync.v1.WireRefusal
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_natsync_proto_init() }
@@ -1660,6 +1738,7 @@ func file_natsync_proto_init() {
 		(*WireFrame_BulkBegin)(nil),
 		(*WireFrame_BulkEnd)(nil),
 		(*WireFrame_BulkRequest)(nil),
+		(*WireFrame_Digest)(nil),
 	}
 	file_natsync_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
@@ -1668,7 +1747,7 @@ func file_natsync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_natsync_proto_rawDesc), len(file_natsync_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

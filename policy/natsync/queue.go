@@ -20,6 +20,7 @@ type queue struct {
 	flights    []flight // batches without acknowledgement, the oldest first
 	unacked    int      // their flows and gones
 	bulkTurn   uint64   // of the latest bulk's begin
+	keep       bool     // flights keep what was sent
 }
 
 // slot is a flow that waits or is not acknowledged, or something else that waits.
@@ -50,6 +51,7 @@ type flight struct {
 	seq          uint64
 	since        time.Duration // when its first entry began to wait
 	flows, gones []int32       // slots
+	told         []policy.Flow // the flows as they were sent, if they are kept
 }
 
 // bulkEnd is WireBulkEnd.
@@ -198,7 +200,7 @@ func (q *queue) fly(seq uint64) *flight {
 		q.flights = append(q.flights, flight{})
 	}
 	f := &q.flights[len(q.flights)-1]
-	*f = flight{seq: seq, flows: f.flows[:0], gones: f.gones[:0]}
+	*f = flight{seq: seq, flows: f.flows[:0], gones: f.gones[:0], told: f.told[:0]}
 	return f
 }
 
@@ -210,11 +212,44 @@ func (q *queue) sent(f *flight, at int32, kind entryKind) {
 	}
 	if kind == entryFlow {
 		f.flows = append(f.flows, at)
+		if q.keep {
+			f.told = append(f.told, s.flow)
+		}
 	} else {
 		f.gones = append(f.gones, at)
 	}
 	s.batch = f.seq
 	q.unacked++
+}
+
+// taken appends the flows of the batches up to seq that were kept, but those that
+// the batch seq has refused.
+func (q *queue) taken(flows []policy.Flow, seq uint64, refusals []Refusal) []policy.Flow {
+	for i := range q.flights {
+		switch f := &q.flights[i]; {
+		case f.seq > seq:
+			return flows
+		case f.seq < seq || len(refusals) == 0:
+			flows = append(flows, f.told...)
+		default:
+			flows = appendOthers(flows, f.told, refusals)
+		}
+	}
+	return flows
+}
+
+// appendOthers appends what is not refused.
+func appendOthers(flows, told []policy.Flow, refusals []Refusal) []policy.Flow {
+	refused := make(map[int]bool, len(refusals))
+	for _, r := range refusals {
+		refused[r.Index] = true
+	}
+	for i := range told {
+		if !refused[i] {
+			flows = append(flows, told[i])
+		}
+	}
+	return flows
 }
 
 // ack forgets the batches up to seq.

@@ -47,7 +47,11 @@ type Handler interface {
 	BulkEnd(groups []string, count uint64) // the bulk is complete: what it did not have is gone
 	BulkWanted(groups []string)
 	Refused(flows []policy.FlowKey, reasons []Reason) // by the peer
-	Lost()                                            // our queue ran over, all that waited was dropped, a bulk must follow
+	// Acked is told, after SetPrompt, of flows that the peer has taken, as they were
+	// sent; of them something newer may wait. The slice is valid until it returns.
+	Acked(flows []policy.Flow)
+	Digest(digest []byte) // of the peer, see SetDigest; the handler may keep it
+	Lost()                // our queue ran over, all that waited was dropped, a bulk must follow
 }
 
 // Session is a connection with a peer. It serves one Run; a reconnect takes a new
@@ -58,6 +62,7 @@ type Session struct {
 	calls   sync.Mutex // of the handler, one at a time
 	done    chan struct{}
 	wake    chan struct{} // the writer has something to do
+	hurry   chan struct{} // and it must not wait for more
 	greeted chan struct{} // our hello is with the peer
 	ready   chan struct{} // the peer's hello is here
 	lost    chan struct{} // the queue ran over
@@ -68,6 +73,9 @@ type Session struct {
 	queue    queue
 	state    State
 	stateDue bool
+	prompt   bool // see SetPrompt
+	asked    bool // the peer is prompt
+	digest   digestOut
 	wanted   []string      // groups to ask a bulk of
 	room     chan struct{} // closed when a bulk may go on; nil = nobody waits
 	bulk     bulkOut
@@ -107,6 +115,7 @@ func NewSession(c Config) *Session {
 		config:  c,
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
+		hurry:   make(chan struct{}, 1),
 		greeted: make(chan struct{}),
 		ready:   make(chan struct{}),
 		lost:    make(chan struct{}, 1),
@@ -117,7 +126,7 @@ func NewSession(c Config) *Session {
 
 // SetState is told to the peer at once and repeated every beat. The latest wins. The
 // session keeps the slices. What the peer would not take is left out: more than
-// MaxGroups and MaxPins, and names longer than MaxName.
+// MaxGroups and MaxPins, and names longer than MaxName. Prompt is SetPrompt's to say.
 func (s *Session) SetState(state State) {
 	s.mu.Lock()
 	s.state, s.stateDue = state, true

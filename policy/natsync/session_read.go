@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"vippin/policy"
 )
 
 // reader takes in what the peer says. It belongs to the reading goroutine.
@@ -17,6 +19,8 @@ type reader struct {
 	batch  batchReader
 	seq    uint64     // of the last batch
 	bulk   *bulkBegin // that is under way
+	taken  []policy.Flow
+	news   digestsIn
 }
 
 // heard is a stream that notes when it waits, and counts.
@@ -80,6 +84,7 @@ func (r *reader) dispatch(kind frameKind, b []byte) error {
 			return err
 		}
 		r.batch.names = names
+		r.peerPrompt(state.Prompt)
 		r.call(func() { h.State(state) })
 	case frameBatch:
 		return r.takeBatch(b)
@@ -95,6 +100,8 @@ func (r *reader) dispatch(kind frameKind, b []byte) error {
 			return err
 		}
 		r.call(func() { h.BulkWanted(groups) })
+	case frameDigest:
+		return r.takeDigest(b)
 	default:
 		r.mu.Lock()
 		r.stats.Ignored++
@@ -154,6 +161,9 @@ func (r *reader) takeBatch(b []byte) error {
 		r.stats.Received.Refused[refusal.Reason]++
 	}
 	poke(r.wake)
+	if r.asked {
+		poke(r.hurry)
+	}
 	return nil
 }
 
@@ -191,6 +201,7 @@ func (r *reader) ack(b []byte) error {
 		defer r.mu.Unlock()
 		return fmt.Errorf("refuses a flow that batch %d does not have", seq)
 	}
+	r.taken = r.queue.taken(r.taken[:0], seq, refusals)
 	flows, gones := r.queue.ack(seq)
 	r.acked = seq
 	r.stats.Acknowledged += uint64(flows + gones)
@@ -200,14 +211,22 @@ func (r *reader) ack(b []byte) error {
 	r.bulkAcked()
 	r.mu.Unlock()
 	poke(r.wake) // the window is open
-	if len(keys) > 0 {
+	r.tellAcked(keys, refusals)
+	return nil
+}
+
+// tellAcked tells the handler what the peer has made of its batches.
+func (r *reader) tellAcked(refused []policy.FlowKey, refusals []Refusal) {
+	if len(refused) > 0 {
 		reasons := make([]Reason, len(refusals))
 		for i, refusal := range refusals {
 			reasons[i] = refusal.Reason
 		}
-		r.call(func() { r.config.Handler.Refused(keys, reasons) })
+		r.call(func() { r.config.Handler.Refused(refused, reasons) })
 	}
-	return nil
+	if len(r.taken) > 0 {
+		r.call(func() { r.config.Handler.Acked(r.taken) })
+	}
 }
 
 func (r *reader) bulkBegin(b []byte) error {

@@ -24,19 +24,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // router is a Handler that writes down what it hears.
 type router struct {
-	mu     sync.Mutex
-	hello  Hello
-	state  State
-	flows  map[policy.FlowKey]policy.Flow
-	heard  []policy.FlowKey // in order, one entry a telling
-	gones  []Gone
-	expect []policy.Expectation
-	bulks  []string // "begin …", "end …", "wanted …"
-	refuse map[policy.FlowKey]Reason
-	nos    map[policy.FlowKey]Reason // refused by the peer
-	losses int
-	hold   chan struct{} // if not nil, a batch waits for it
-	news   chan struct{} // something was heard
+	mu      sync.Mutex
+	hello   Hello
+	state   State
+	flows   map[policy.FlowKey]policy.Flow
+	heard   []policy.FlowKey // in order, one entry a telling
+	gones   []Gone
+	expect  []policy.Expectation
+	bulks   []string // "begin …", "end …", "wanted …"
+	refuse  map[policy.FlowKey]Reason
+	nos     map[policy.FlowKey]Reason // refused by the peer
+	losses  int
+	acked   []policy.Flow // taken by the peer
+	digests [][]byte
+	hold    chan struct{} // if not nil, a batch waits for it
+	news    chan struct{} // something was heard
 }
 
 func newRouter() *router {
@@ -58,6 +60,9 @@ func (r *router) note(f func()) {
 func (r *router) Hello(h Hello) { r.note(func() { r.hello = h }) }
 func (r *router) State(s State) { r.note(func() { r.state = s }) }
 func (r *router) Lost()         { r.note(func() { r.losses++ }) }
+
+func (r *router) Acked(flows []policy.Flow) { r.note(func() { r.acked = append(r.acked, flows...) }) }
+func (r *router) Digest(digest []byte)      { r.note(func() { r.digests = append(r.digests, digest) }) }
 
 func (r *router) Batch(b *Batch) (refusals []Refusal) {
 	if r.hold != nil {

@@ -91,16 +91,21 @@ func (w *writer) behind() bool {
 }
 
 // pause lets entries gather after a write: whoever comes to an idle session does not
-// wait, a busy one writes once in a while.
+// wait, a busy one writes once in a while. Where somebody waits for acknowledgements
+// nothing gathers.
 func (w *writer) pause(ctx context.Context) error {
+	if w.isPrompt() {
+		return nil
+	}
 	timer := time.NewTimer(gather)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return nil
+	case <-w.hurry:
 	}
+	return nil
 }
 
 // flush writes out what was composed.
@@ -150,6 +155,11 @@ func (w *writer) compose(first bool) error {
 	if w.queue.waiting > 0 && len(w.queue.flights) < window {
 		poke(w.wake)
 	}
+	if w.queue.waiting == 0 {
+		if err := w.composeDigest(); err != nil {
+			return err
+		}
+	}
 	if w.queue.waiting < bulkRoom/2 {
 		w.makeRoom()
 	}
@@ -174,7 +184,9 @@ func (w *writer) composeAcks() error {
 
 func (w *writer) composeState() error {
 	w.stateDue = false
-	wire, ids := stateToWire(w.state)
+	state := w.state
+	state.Prompt = w.prompt
+	wire, ids := stateToWire(state)
 	from := len(w.out)
 	if err := w.message(frameState, wire); err != nil {
 		return err

@@ -21,6 +21,7 @@ const (
 	MaxPins   = 4096    // of a State
 	MaxName   = 64      // octets of a name
 	MaxBatch  = 4096    // flows, gones and expectations of a batch together
+	MaxDigest = 1 << 18 // octets of a digest
 )
 
 // Hello is what a peer says first.
@@ -35,6 +36,7 @@ type Hello struct {
 type State struct {
 	Groups []GroupState
 	Pins   []PinState
+	Prompt bool // acknowledgements are due at once; the session's own, see SetPrompt
 }
 
 // GroupState is a router's role in a VRRP group.

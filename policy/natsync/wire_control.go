@@ -84,6 +84,7 @@ func readState(b []byte) (s State, names nameTable, err error) {
 	if len(w.GetPins()) > MaxPins {
 		return s, names, fmt.Errorf("%d pins, over %d", len(w.GetPins()), MaxPins)
 	}
+	s.Prompt = w.GetPrompt()
 	names.groups = make([]string, 1, len(w.GetGroups())+1)
 	for i, g := range w.GetGroups() {
 		if err := readGroup(&s, &names, g); err != nil {
@@ -204,6 +205,17 @@ func readBulkEnd(b []byte) (bulk, count uint64, err error) {
 	var w WireBulkEnd
 	err = readWire(b, fieldSlack, &w)
 	return w.GetBulk(), w.GetCount(), err
+}
+
+func readDigest(b []byte) ([]byte, error) {
+	var w WireDigest
+	if err := readWire(b, fieldSlack, &w); err != nil {
+		return nil, err
+	}
+	if len(w.GetDigest()) > MaxDigest {
+		return nil, fmt.Errorf("%d octets, over %d", len(w.GetDigest()), MaxDigest)
+	}
+	return w.GetDigest(), nil
 }
 
 func readBulkRequest(b []byte) ([]string, error) {

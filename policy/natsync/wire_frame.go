@@ -23,7 +23,8 @@ const (
 	frameBulkBegin   frameKind = 5
 	frameBulkEnd     frameKind = 6
 	frameBulkRequest frameKind = 7
-	lastFrame                  = frameBulkRequest
+	frameDigest      frameKind = 8
+	lastFrame                  = frameDigest
 )
 
 func (k frameKind) String() string {

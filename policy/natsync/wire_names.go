@@ -41,7 +41,7 @@ func (t *idTable) pin(name policy.PinName) (id uint32, group string, ok bool) {
 // stateToWire numbers groups and pins. It leaves out what the peer would not take:
 // names that are none, and what comes twice or beyond the limits.
 func stateToWire(s State) (*WireState, *idTable) {
-	w := &WireState{}
+	w := &WireState{Prompt: s.Prompt}
 	ids := &idTable{groups: map[string]uint32{}, pins: map[policy.PinName]pinID{}}
 	for _, g := range s.Groups {
 		if _, twice := ids.groups[g.Name]; twice || g.Name == "" || checkName(g.Name) != nil || len(w.Groups) == MaxGroups {
