@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type DataplaneAcknowledgement struct {
+	_     structs.HostLayout
+	Keys  uint64
+	Count uint32
+	Flags uint32
+}
+
 type DataplaneAdvert struct {
 	_         structs.HostLayout
 	TimeNs    uint64
@@ -173,6 +180,13 @@ type DataplaneGroup struct {
 	Name [64]uint8
 }
 
+type DataplaneHold struct {
+	_       structs.HostLayout
+	SinceNs uint64
+	Mark    uint32
+	Mask    uint32
+}
+
 type DataplaneIface struct {
 	_       structs.HostLayout
 	Slot    uint32
@@ -200,8 +214,9 @@ type DataplaneLocalEnd struct {
 type DataplaneMappingFlags uint8
 
 const (
-	DataplaneMappingFlagsMAPPING_NATIVE DataplaneMappingFlags = 1
-	DataplaneMappingFlagsMAPPING_ACKED  DataplaneMappingFlags = 2
+	DataplaneMappingFlagsMAPPING_NATIVE   DataplaneMappingFlags = 1
+	DataplaneMappingFlagsMAPPING_ACKED    DataplaneMappingFlags = 2
+	DataplaneMappingFlagsMAPPING_RELEASED DataplaneMappingFlags = 4
 )
 
 type DataplaneOwnAdvert struct {
@@ -221,7 +236,7 @@ type DataplanePacket struct {
 	Proto     uint8
 	Ttl       uint8
 	IcmpType  uint8
-	_         [1]byte
+	Held      bool
 	IpCheck   uint16
 	VlanOuter uint16
 	VlanInner uint16
@@ -236,6 +251,12 @@ type DataplanePacket struct {
 	Sport uint16
 	Dport uint16
 	Ident uint32
+}
+
+type DataplanePassage struct {
+	_     structs.HostLayout
+	OutNs uint64
+	InNs  uint64
 }
 
 type DataplanePin struct {
@@ -290,7 +311,9 @@ const (
 	DataplanePinCounterPIN_FRAGMENT         DataplanePinCounter = 17
 	DataplanePinCounterPIN_PROTOCOL         DataplanePinCounter = 18
 	DataplanePinCounterPIN_ERROR            DataplanePinCounter = 19
-	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 20
+	DataplanePinCounterPIN_HELD             DataplanePinCounter = 20
+	DataplanePinCounterPIN_RESET            DataplanePinCounter = 21
+	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 22
 )
 
 type DataplanePinFlags uint32
@@ -415,36 +438,39 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DataplaneMapAdverts        = "adverts"
-	DataplaneMapBench          = "bench"
-	DataplaneMapByLocal        = "by_local"
-	DataplaneMapByPublic       = "by_public"
-	DataplaneMapByRemote       = "by_remote"
-	DataplaneMapClaims         = "claims"
-	DataplaneMapEpoch          = "epoch"
-	DataplaneMapForeign        = "foreign"
-	DataplaneMapFragments      = "fragments"
-	DataplaneMapGroups         = "groups"
-	DataplaneMapHeartbeat      = "heartbeat"
-	DataplaneMapIfaces         = "ifaces"
-	DataplaneMapNearIfaces     = "near_ifaces"
-	DataplaneMapOwnAdverts     = "own_adverts"
-	DataplaneMapPackets        = "packets"
-	DataplaneMapPinCounters    = "pin_counters"
-	DataplaneMapPins           = "pins"
-	DataplaneMapRoles          = "roles"
-	DataplaneMapScratch        = "scratch"
-	DataplaneMapSettings       = "settings"
-	DataplaneMapShortcuts      = "shortcuts"
-	DataplaneMapSources        = "sources"
-	DataplaneMapUniques        = "uniques"
-	DataplaneMapUnpinned       = "unpinned"
-	DataplaneMapVips           = "vips"
-	DataplaneMapVrids          = "vrids"
-	DataplaneMapVrrpCounters   = "vrrp_counters"
-	DataplaneProgVippinEgress  = "vippin_egress"
-	DataplaneProgVippinIngress = "vippin_ingress"
-	DataplaneVarSecret         = "secret"
+	DataplaneMapAdverts            = "adverts"
+	DataplaneMapBench              = "bench"
+	DataplaneMapByLocal            = "by_local"
+	DataplaneMapByPublic           = "by_public"
+	DataplaneMapByRemote           = "by_remote"
+	DataplaneMapClaims             = "claims"
+	DataplaneMapEpoch              = "epoch"
+	DataplaneMapForeign            = "foreign"
+	DataplaneMapFragments          = "fragments"
+	DataplaneMapGroups             = "groups"
+	DataplaneMapHeartbeat          = "heartbeat"
+	DataplaneMapHold               = "hold"
+	DataplaneMapIfaces             = "ifaces"
+	DataplaneMapNearIfaces         = "near_ifaces"
+	DataplaneMapOwnAdverts         = "own_adverts"
+	DataplaneMapPackets            = "packets"
+	DataplaneMapPassages           = "passages"
+	DataplaneMapPinCounters        = "pin_counters"
+	DataplaneMapPins               = "pins"
+	DataplaneMapRoles              = "roles"
+	DataplaneMapScratch            = "scratch"
+	DataplaneMapSettings           = "settings"
+	DataplaneMapShortcuts          = "shortcuts"
+	DataplaneMapSources            = "sources"
+	DataplaneMapUniques            = "uniques"
+	DataplaneMapUnpinned           = "unpinned"
+	DataplaneMapVips               = "vips"
+	DataplaneMapVrids              = "vrids"
+	DataplaneMapVrrpCounters       = "vrrp_counters"
+	DataplaneProgVippinAcknowledge = "vippin_acknowledge"
+	DataplaneProgVippinEgress      = "vippin_egress"
+	DataplaneProgVippinIngress     = "vippin_ingress"
+	DataplaneVarSecret             = "secret"
 )
 
 // LoadDataplane returns the embedded CollectionSpec for Dataplane.
@@ -489,8 +515,9 @@ type DataplaneSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DataplaneProgramSpecs struct {
-	VippinEgress  *ebpf.ProgramSpec `ebpf:"vippin_egress"`
-	VippinIngress *ebpf.ProgramSpec `ebpf:"vippin_ingress"`
+	VippinAcknowledge *ebpf.ProgramSpec `ebpf:"vippin_acknowledge"`
+	VippinEgress      *ebpf.ProgramSpec `ebpf:"vippin_egress"`
+	VippinIngress     *ebpf.ProgramSpec `ebpf:"vippin_ingress"`
 }
 
 // DataplaneMapSpecs contains maps before they are loaded into the kernel.
@@ -508,10 +535,12 @@ type DataplaneMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
+	Hold         *ebpf.MapSpec `ebpf:"hold"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
 	NearIfaces   *ebpf.MapSpec `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.MapSpec `ebpf:"own_adverts"`
 	Packets      *ebpf.MapSpec `ebpf:"packets"`
+	Passages     *ebpf.MapSpec `ebpf:"passages"`
 	PinCounters  *ebpf.MapSpec `ebpf:"pin_counters"`
 	Pins         *ebpf.MapSpec `ebpf:"pins"`
 	Roles        *ebpf.MapSpec `ebpf:"roles"`
@@ -564,10 +593,12 @@ type DataplaneMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
+	Hold         *ebpf.Map `ebpf:"hold"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
 	NearIfaces   *ebpf.Map `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
 	Packets      *ebpf.Map `ebpf:"packets"`
+	Passages     *ebpf.Map `ebpf:"passages"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
 	Pins         *ebpf.Map `ebpf:"pins"`
 	Roles        *ebpf.Map `ebpf:"roles"`
@@ -595,10 +626,12 @@ func (m *DataplaneMaps) Close() error {
 		m.Fragments,
 		m.Groups,
 		m.Heartbeat,
+		m.Hold,
 		m.Ifaces,
 		m.NearIfaces,
 		m.OwnAdverts,
 		m.Packets,
+		m.Passages,
 		m.PinCounters,
 		m.Pins,
 		m.Roles,
@@ -625,12 +658,14 @@ type DataplaneVariables struct {
 //
 // It can be passed to LoadDataplaneObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DataplanePrograms struct {
-	VippinEgress  *ebpf.Program `ebpf:"vippin_egress"`
-	VippinIngress *ebpf.Program `ebpf:"vippin_ingress"`
+	VippinAcknowledge *ebpf.Program `ebpf:"vippin_acknowledge"`
+	VippinEgress      *ebpf.Program `ebpf:"vippin_egress"`
+	VippinIngress     *ebpf.Program `ebpf:"vippin_ingress"`
 }
 
 func (p *DataplanePrograms) Close() error {
 	return _DataplaneClose(
+		p.VippinAcknowledge,
 		p.VippinEgress,
 		p.VippinIngress,
 	)

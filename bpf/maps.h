@@ -98,6 +98,14 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } settings SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct hold);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} hold SEC(".maps");
+
 /* The daemon's sign of life: CLOCK_MONOTONIC in ns. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -169,6 +177,14 @@ struct {
 	__type(value, struct own_advert);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } own_adverts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_PINS);
+	__type(key, __u32);
+	__type(value, struct passage);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} passages SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

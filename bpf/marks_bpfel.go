@@ -16,36 +16,39 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	MarksMapAdverts        = "adverts"
-	MarksMapBench          = "bench"
-	MarksMapByLocal        = "by_local"
-	MarksMapByPublic       = "by_public"
-	MarksMapByRemote       = "by_remote"
-	MarksMapClaims         = "claims"
-	MarksMapEpoch          = "epoch"
-	MarksMapForeign        = "foreign"
-	MarksMapFragments      = "fragments"
-	MarksMapGroups         = "groups"
-	MarksMapHeartbeat      = "heartbeat"
-	MarksMapIfaces         = "ifaces"
-	MarksMapNearIfaces     = "near_ifaces"
-	MarksMapOwnAdverts     = "own_adverts"
-	MarksMapPackets        = "packets"
-	MarksMapPinCounters    = "pin_counters"
-	MarksMapPins           = "pins"
-	MarksMapRoles          = "roles"
-	MarksMapScratch        = "scratch"
-	MarksMapSettings       = "settings"
-	MarksMapShortcuts      = "shortcuts"
-	MarksMapSources        = "sources"
-	MarksMapUniques        = "uniques"
-	MarksMapUnpinned       = "unpinned"
-	MarksMapVips           = "vips"
-	MarksMapVrids          = "vrids"
-	MarksMapVrrpCounters   = "vrrp_counters"
-	MarksProgVippinEgress  = "vippin_egress"
-	MarksProgVippinIngress = "vippin_ingress"
-	MarksVarSecret         = "secret"
+	MarksMapAdverts            = "adverts"
+	MarksMapBench              = "bench"
+	MarksMapByLocal            = "by_local"
+	MarksMapByPublic           = "by_public"
+	MarksMapByRemote           = "by_remote"
+	MarksMapClaims             = "claims"
+	MarksMapEpoch              = "epoch"
+	MarksMapForeign            = "foreign"
+	MarksMapFragments          = "fragments"
+	MarksMapGroups             = "groups"
+	MarksMapHeartbeat          = "heartbeat"
+	MarksMapHold               = "hold"
+	MarksMapIfaces             = "ifaces"
+	MarksMapNearIfaces         = "near_ifaces"
+	MarksMapOwnAdverts         = "own_adverts"
+	MarksMapPackets            = "packets"
+	MarksMapPassages           = "passages"
+	MarksMapPinCounters        = "pin_counters"
+	MarksMapPins               = "pins"
+	MarksMapRoles              = "roles"
+	MarksMapScratch            = "scratch"
+	MarksMapSettings           = "settings"
+	MarksMapShortcuts          = "shortcuts"
+	MarksMapSources            = "sources"
+	MarksMapUniques            = "uniques"
+	MarksMapUnpinned           = "unpinned"
+	MarksMapVips               = "vips"
+	MarksMapVrids              = "vrids"
+	MarksMapVrrpCounters       = "vrrp_counters"
+	MarksProgVippinAcknowledge = "vippin_acknowledge"
+	MarksProgVippinEgress      = "vippin_egress"
+	MarksProgVippinIngress     = "vippin_ingress"
+	MarksVarSecret             = "secret"
 )
 
 // LoadMarks returns the embedded CollectionSpec for Marks.
@@ -90,8 +93,9 @@ type MarksSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MarksProgramSpecs struct {
-	VippinEgress  *ebpf.ProgramSpec `ebpf:"vippin_egress"`
-	VippinIngress *ebpf.ProgramSpec `ebpf:"vippin_ingress"`
+	VippinAcknowledge *ebpf.ProgramSpec `ebpf:"vippin_acknowledge"`
+	VippinEgress      *ebpf.ProgramSpec `ebpf:"vippin_egress"`
+	VippinIngress     *ebpf.ProgramSpec `ebpf:"vippin_ingress"`
 }
 
 // MarksMapSpecs contains maps before they are loaded into the kernel.
@@ -109,10 +113,12 @@ type MarksMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Groups       *ebpf.MapSpec `ebpf:"groups"`
 	Heartbeat    *ebpf.MapSpec `ebpf:"heartbeat"`
+	Hold         *ebpf.MapSpec `ebpf:"hold"`
 	Ifaces       *ebpf.MapSpec `ebpf:"ifaces"`
 	NearIfaces   *ebpf.MapSpec `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.MapSpec `ebpf:"own_adverts"`
 	Packets      *ebpf.MapSpec `ebpf:"packets"`
+	Passages     *ebpf.MapSpec `ebpf:"passages"`
 	PinCounters  *ebpf.MapSpec `ebpf:"pin_counters"`
 	Pins         *ebpf.MapSpec `ebpf:"pins"`
 	Roles        *ebpf.MapSpec `ebpf:"roles"`
@@ -165,10 +171,12 @@ type MarksMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
+	Hold         *ebpf.Map `ebpf:"hold"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
 	NearIfaces   *ebpf.Map `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
 	Packets      *ebpf.Map `ebpf:"packets"`
+	Passages     *ebpf.Map `ebpf:"passages"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
 	Pins         *ebpf.Map `ebpf:"pins"`
 	Roles        *ebpf.Map `ebpf:"roles"`
@@ -196,10 +204,12 @@ func (m *MarksMaps) Close() error {
 		m.Fragments,
 		m.Groups,
 		m.Heartbeat,
+		m.Hold,
 		m.Ifaces,
 		m.NearIfaces,
 		m.OwnAdverts,
 		m.Packets,
+		m.Passages,
 		m.PinCounters,
 		m.Pins,
 		m.Roles,
@@ -226,12 +236,14 @@ type MarksVariables struct {
 //
 // It can be passed to LoadMarksObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MarksPrograms struct {
-	VippinEgress  *ebpf.Program `ebpf:"vippin_egress"`
-	VippinIngress *ebpf.Program `ebpf:"vippin_ingress"`
+	VippinAcknowledge *ebpf.Program `ebpf:"vippin_acknowledge"`
+	VippinEgress      *ebpf.Program `ebpf:"vippin_egress"`
+	VippinIngress     *ebpf.Program `ebpf:"vippin_ingress"`
 }
 
 func (p *MarksPrograms) Close() error {
 	return _MarksClose(
+		p.VippinAcknowledge,
 		p.VippinEgress,
 		p.VippinIngress,
 	)

@@ -54,7 +54,7 @@ static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, 
 	v = out ? pin_egress(skb, pkt, iface->slot) : pin_ingress(skb, pkt, iface->slot);
 	if (pkt->fragment == FIRST_FRAGMENT)
 		v = note_fragment(skb, pkt, iface->slot, out, v);
-	if (digest && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
+	if (digest && !pkt->held && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
 		remember_shortcut(skb, pkt, digest, out, verdict_pin(v));
 	return finish(skb, out, v);
 }
@@ -95,4 +95,18 @@ SEC("tc")
 int vippin_ingress(struct __sk_buff *skb)
 {
 	return handle(skb, false);
+}
+
+/* Called by user space, for mappings that the peer has, or that wait no more. A
+ * mapping is changed where it is: another flow's may have taken its place. How
+ * many of them it looked at.
+ */
+SEC("syscall")
+int vippin_acknowledge(struct acknowledgement *ctx)
+{
+	struct acknowledgement told = *ctx;
+
+	if (told.count > ACKNOWLEDGE_MAX)
+		return -1;
+	return bpf_loop(told.count, acknowledge_one, &told, 0);
 }

@@ -19,6 +19,14 @@ static __always_inline bool advertises(const struct own_advert *own)
 	return own->last_ns && bpf_ktime_get_coarse_ns() - own->last_ns < LEASE_ADVERTS * own->interval_ns;
 }
 
+/* Has the daemon given a sign of life lately? The coarse clock may lag behind its
+ * time.
+ */
+static __always_inline bool daemon_lives(const struct settings *set, __u64 beat, __u64 now)
+{
+	return beat && (__s64)(now - beat) < (__s64)set->lease_ns;
+}
+
 /* PIN_CREATED: master. Else why not: PIN_BACKUP or PIN_STALE_ROLE. */
 static __always_inline enum pin_counter judge_role(__u32 pin, __u32 group)
 {
@@ -35,8 +43,8 @@ static __always_inline enum pin_counter judge_role(__u32 pin, __u32 group)
 	master = role->role == ROLE_MASTER;
 	if (role->fixed)
 		return master ? PIN_CREATED : PIN_BACKUP;
-	/* The daemon lives: it knows. The coarse clock may lag behind its time. */
-	if (*beat && (__s64)(now - *beat) < (__s64)set->lease_ns) {
+	/* The daemon lives: it knows. */
+	if (daemon_lives(set, *beat, now)) {
 		/* In a takeover keepalived advertises first, draws the traffic
 		 * here next, and the daemon hears of it a moment later: the
 		 * flows that begin in that moment are not to be lost for it.

@@ -9,12 +9,16 @@
 #include "account.h"
 #include "error.h"
 #include "fragment.h"
+#include "hold.h"
 #include "parse.h"
+#include "passage.h"
 #include "rewrite.h"
 #include "role.h"
 
 #define PORT_TRIES 16 /* public ends tried for one flow */
 #define EEXIST 17
+#define TCP_FLAGS 13 /* offset, RFC 9293 section 3.1 */
+#define TCP_RST 0x04
 #define FOREIGN_NS 60000000000ULL /* twice as long as conntrack keeps an ICMP echo */
 
 /* Another port for the same address, from the range netfilter would take it
@@ -147,6 +151,7 @@ static __always_inline verdict send_pinned(struct __sk_buff *skb, const struct p
 	if (!(end->flags & MAPPING_NATIVE) && rewrite_end(skb, pkt, SOURCE, &end->addr, end->port))
 		return judged(end->pin, PIN_ERROR);
 	count_role(end->pin);
+	note_passage(end->pin, true);
 	return judged(end->pin, PIN_PINNED);
 }
 
@@ -231,6 +236,15 @@ static __always_inline verdict note_native(struct __sk_buff *skb, const struct p
 	return reason == PIN_CREATED ? send_pinned(skb, pkt, end) : untouched();
 }
 
+/* Ends the router itself a connection that it knows nothing of? */
+static __always_inline bool is_own_reset(struct __sk_buff *skb, const struct packet *pkt)
+{
+	__u8 flags;
+
+	return !skb->ingress_ifindex && pkt->proto == IPPROTO_TCP &&
+	       !bpf_skb_load_bytes(skb, pkt->l4_off + TCP_FLAGS, &flags, sizeof(flags)) && flags & TCP_RST;
+}
+
 /* A packet of nobody's mapping leaves from an address that is not unique: is
  * it from a VIP, and does it step on a mapping?
  */
@@ -258,7 +272,7 @@ static __always_inline verdict watch_vip(struct __sk_buff *skb, const struct pac
 
 		bpf_map_update_elem(&foreign, key, &now, BPF_ANY);
 	}
-	return untouched();
+	return is_own_reset(skb, pkt) ? judged(vip->pin, PIN_RESET) : untouched();
 }
 
 /* A packet that no mapping knows. */
@@ -349,5 +363,7 @@ static __always_inline verdict pin_ingress(struct __sk_buff *skb, struct packet 
 		return judged(end->pin, PIN_ERROR);
 	if (pkt->fragment)
 		note_remote(&key);
+	note_passage(end->pin, false);
+	hold_answer(skb, pkt, end);
 	return judged(end->pin, PIN_RETURNED);
 }

@@ -50,6 +50,9 @@ enum pin_counter {
 	PIN_FRAGMENT, /* a later fragment whose first one was not seen */
 	PIN_PROTOCOL, /* a protocol that is not translated: UDP-Lite, DCCP, ICMP queries other than echo */
 	PIN_ERROR, /* the packet could not be rewritten and left as it was */
+	/* What came later stands here: living flows carry the reasons above as numbers. */
+	PIN_HELD, /* answers that were to wait for the peer, PIN_RETURNED too */
+	PIN_RESET, /* TCP RSTs of the router's own, from a VIP */
 	PIN_COUNTERS,
 };
 
@@ -57,6 +60,7 @@ enum pin_counter {
 enum mapping_flags {
 	MAPPING_NATIVE = 1 << 0, /* conntrack itself knows the flow by the public end: nothing is rewritten */
 	MAPPING_ACKED = 1 << 1, /* the peer has it */
+	MAPPING_RELEASED = 1 << 2, /* whether it has or not: no answer waits for that any more */
 } __attribute__((packed));
 
 /* by_local: local end -> public end. Egress looks here. */
@@ -226,6 +230,27 @@ struct settings {
 	__u32 marks; /* 1: a chain of ours tells by marks what conntrack knows */
 };
 
+/* hold[0]: answers of mappings that the peer does not have yet are marked. */
+struct hold {
+	__u64 since_ns; /* of mappings not born before; 0: nothing is held */
+	__u32 mark; /* mark = (mark & ~mask) | mark */
+	__u32 mask;
+};
+
+/* passages, by pin number; CLOCK_MONOTONIC. */
+struct passage {
+	__u64 out_ns; /* the first packet that left with the VIP since reign_began */
+	__u64 in_ns; /* the first answer that came to it */
+};
+
+/* What vippin_acknowledge is called with. */
+#define ACKNOWLEDGE_MAX 512
+struct acknowledgement {
+	__u64 keys; /* address, in the caller's memory, of as many struct flow_key of by_public */
+	__u32 count; /* ACKNOWLEDGE_MAX at most */
+	__u32 flags; /* enum mapping_flags to set */
+};
+
 /* Why an advert is not to be believed; policy.AdvertReason. */
 enum advert_reason {
 	ADVERT_VALID,
@@ -321,6 +346,7 @@ struct packet {
 	__u8 proto; /* what stands at l4_off */
 	__u8 ttl;
 	__u8 icmp_type;
+	_Bool held; /* its answer waits for the peer */
 	__be16 ip_check; /* IPv4's header checksum */
 	__u16 vlan_outer; /* tags still in the frame, 0 = none */
 	__u16 vlan_inner;

@@ -23,6 +23,8 @@ type PinCounters struct {
 	Foreign        uint64 // left from a mapping's public end without being its flow
 	Clash          uint64 // mappings that could not keep their port
 	EarlyFragments uint64 // came to the VIP before their first fragment and were sent on
+	Held           uint64 // returned ones that were to wait for the peer
+	Resets         uint64 // TCP RSTs that this router itself sent from a VIP, of no mapping
 	// Unpinned are packets that left with the router's own address, by reason:
 	// off, backup, stale_role, born_before, no_vip, source, helper, full,
 	// no_port, no_conntrack, fragment, protocol, error. Every reason is there.
@@ -97,6 +99,8 @@ func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
 		Foreign:        packets[bpf.DataplanePinCounterPIN_FOREIGN],
 		Clash:          packets[bpf.DataplanePinCounterPIN_CLASH],
 		EarlyFragments: packets[bpf.DataplanePinCounterPIN_EARLY_FRAGMENT],
+		Held:           packets[bpf.DataplanePinCounterPIN_HELD],
+		Resets:         packets[bpf.DataplanePinCounterPIN_RESET],
 		Unpinned:       make(map[string]uint64),
 	}
 	for counter, reason := range unpinnedReasons {
@@ -156,6 +160,7 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 			PacketsVIPWhileBackup: counters.VIPWhileBackup, PacketsReturned: counters.Returned,
 			PacketsForeign: counters.Foreign, MappingsCreated: counters.Created, PortClashes: counters.Clash,
 			PacketsEarlyFragments: counters.EarlyFragments,
+			PacketsHeld:           counters.Held, PacketsReset: counters.Resets,
 		})
 		return err
 	})

@@ -43,9 +43,11 @@ type pinnedMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Groups       *ebpf.Map `ebpf:"groups"`
 	Heartbeat    *ebpf.Map `ebpf:"heartbeat"`
+	Hold         *ebpf.Map `ebpf:"hold"`
 	Ifaces       *ebpf.Map `ebpf:"ifaces"`
 	NearIfaces   *ebpf.Map `ebpf:"near_ifaces"`
 	OwnAdverts   *ebpf.Map `ebpf:"own_adverts"`
+	Passages     *ebpf.Map `ebpf:"passages"`
 	PinCounters  *ebpf.Map `ebpf:"pin_counters"`
 	Pins         *ebpf.Map `ebpf:"pins"`
 	Roles        *ebpf.Map `ebpf:"roles"`
@@ -61,7 +63,8 @@ type pinnedMaps struct {
 func (m *pinnedMaps) all() []*ebpf.Map {
 	return []*ebpf.Map{
 		m.Adverts, m.ByLocal, m.ByPublic, m.ByRemote, m.Claims, m.Epoch, m.Foreign, m.Fragments, m.Groups,
-		m.Heartbeat, m.Ifaces, m.NearIfaces, m.OwnAdverts, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques, m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
+		m.Heartbeat, m.Hold, m.Ifaces, m.NearIfaces, m.OwnAdverts, m.Passages, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques,
+		m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
 	}
 }
 
@@ -73,6 +76,7 @@ var flowMaps = map[string]bool{bpf.DataplaneMapByLocal: true, bpf.DataplaneMapBy
 var disposableMaps = map[string]bool{
 	bpf.DataplaneMapAdverts: true, bpf.DataplaneMapByRemote: true, bpf.DataplaneMapClaims: true,
 	bpf.DataplaneMapEpoch: true, bpf.DataplaneMapForeign: true, bpf.DataplaneMapFragments: true,
+	bpf.DataplaneMapHold: true, bpf.DataplaneMapPassages: true,
 	bpf.DataplaneMapPinCounters: true, bpf.DataplaneMapVrrpCounters: true,
 }
 
@@ -87,6 +91,7 @@ type Dataplane struct {
 	maps    pinnedMaps
 	egress  *ebpf.Program // nil after Open
 	ingress *ebpf.Program // nil after Open
+	ack     *ebpf.Program // nil after Open
 
 	tableMu sync.Mutex
 	table   *markTable // as Apply put it into force; nil: it did not
@@ -219,6 +224,7 @@ func (d *Dataplane) takeInto(o *object) error {
 		pinnedMaps
 		Egress  *ebpf.Program `ebpf:"vippin_egress"`
 		Ingress *ebpf.Program `ebpf:"vippin_ingress"`
+		Ack     *ebpf.Program `ebpf:"vippin_acknowledge"`
 	}
 	fresh := make(map[string]*ebpf.Map)
 	for name, m := range o.coll.Maps {
@@ -229,11 +235,14 @@ func (d *Dataplane) takeInto(o *object) error {
 	if err := o.coll.Assign(&objects); err != nil {
 		return fmt.Errorf("sort out maps and programs: %w", err)
 	}
-	d.maps, d.egress, d.ingress = objects.pinnedMaps, objects.Egress, objects.Ingress
+	d.maps, d.egress, d.ingress, d.ack = objects.pinnedMaps, objects.Egress, objects.Ingress, objects.Ack
 	for name, m := range fresh {
 		if err := pinAside(m, filepath.Join(d.dir, name)); err != nil {
 			return err
 		}
+	}
+	if err := d.hold(bpf.DataplaneHold{}); err != nil { // an earlier daemon may have been killed holding
+		return err
 	}
 	return d.enterTier()
 }
@@ -325,7 +334,7 @@ func Open(bpffs string) (*Dataplane, error) {
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("open %s: %w", d.dir, ErrNotLoaded)
+			return nil, fmt.Errorf("open map %s in %s: %w", name, d.dir, d.missing())
 		}
 		if err != nil {
 			return nil, fmt.Errorf("open pinned map %s: %w", name, err)
@@ -349,12 +358,20 @@ func Open(bpffs string) (*Dataplane, error) {
 	return d, nil
 }
 
+// missing says why a pinned map is not there.
+func (d *Dataplane) missing() error {
+	if _, err := os.Stat(filepath.Join(d.dir, bpf.DataplaneMapByPublic)); err == nil {
+		return errors.New("another version is loaded: run \"vippin load\"")
+	}
+	return ErrNotLoaded
+}
+
 // Close closes the file descriptors. Everything pinned stays in force.
 func (d *Dataplane) Close() error {
 	var errs []error
 	for _, m := range d.maps.all() {
 		errs = append(errs, m.Close())
 	}
-	errs = append(errs, d.egress.Close(), d.ingress.Close())
+	errs = append(errs, d.egress.Close(), d.ingress.Close(), d.ack.Close())
 	return errors.Join(errs...)
 }

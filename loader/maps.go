@@ -37,8 +37,9 @@ type (
 
 // The programs' numbers, likewise.
 const (
-	mappingNative = bpf.DataplaneMappingFlagsMAPPING_NATIVE
-	mappingAcked  = bpf.DataplaneMappingFlagsMAPPING_ACKED
+	mappingNative   = bpf.DataplaneMappingFlagsMAPPING_NATIVE
+	mappingAcked    = bpf.DataplaneMappingFlagsMAPPING_ACKED
+	mappingReleased = bpf.DataplaneMappingFlagsMAPPING_RELEASED
 
 	pinUsed    = bpf.DataplanePinFlagsPIN_USED
 	pinEnabled = bpf.DataplanePinFlagsPIN_ENABLED

@@ -45,7 +45,7 @@ func (r *Replica) reserve(w *installing) error {
 		}
 		return wrapMap("read map by_public", err)
 	}
-	w.makeNative()
+	w.makeNative(r.installer.ordinary != nil)
 	err := m.ByPublic.Update(raw(&w.key), raw(&w.public), ebpf.UpdateNoExist)
 	switch {
 	case errors.Is(err, ebpf.ErrKeyExist):
@@ -84,11 +84,15 @@ func (r *Replica) makeLocal(w *installing) error {
 }
 
 // makeNative says what both maps are to have: a mapping that leads to itself, and
-// was used just now, so that no sweep takes it.
-func (w *installing) makeNative() {
-	now := uint64(w.now)
-	w.public = localEnd{Port: w.key.SelfPort, Flags: mappingNative, Pin: w.pin.ID, BornNs: now}
-	w.end = publicEnd{Port: w.key.SelfPort, Flags: mappingNative, Pin: w.pin.ID, LastOutNs: now}
+// was used just now, so that no sweep takes it. No answer waits for a peer: it told
+// of the flow, or the flow was under way.
+func (w *installing) makeNative(restored bool) {
+	now, flags := uint64(w.now), mappingNative|mappingAcked
+	if restored {
+		flags = mappingNative | mappingReleased
+	}
+	w.public = localEnd{Port: w.key.SelfPort, Flags: flags, Pin: w.pin.ID, BornNs: now}
+	w.end = publicEnd{Port: w.key.SelfPort, Flags: flags, Pin: w.pin.ID, LastOutNs: now}
 	w.public.Addr.Word, w.end.Addr.Word = w.key.Self.Word, w.key.Self.Word
 }
 
@@ -148,7 +152,7 @@ func (r *Replica) settleHeld() error {
 // renewHeld keeps a native mapping from being swept: its entry may have gone a
 // moment ago.
 func (r *Replica) renewHeld(w *installing) error {
-	w.makeNative()
+	w.makeNative(r.installer.ordinary != nil)
 	return wrapMap("renew mapping", errors.Join(
 		r.d.maps.ByPublic.Update(&w.key, &w.public, ebpf.UpdateAny), r.d.maps.ByLocal.Update(&w.key, &w.end, ebpf.UpdateAny)))
 }
@@ -162,7 +166,7 @@ func (r *Replica) takeOver(some []*installing, stale []bool) error {
 			continue
 		}
 		any = true
-		w.makeNative()
+		w.makeNative(r.installer.ordinary != nil)
 		if err := r.d.maps.ByPublic.Update(&w.key, &w.public, ebpf.UpdateAny); err != nil {
 			return wrapMap("write map by_public", err)
 		}

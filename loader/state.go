@@ -89,7 +89,8 @@ func (d *Dataplane) pin(id uint32) (value pinValue, err error) {
 }
 
 // SetRole says what this router is for a pin. A fixed role needs no heartbeat
-// and no adverts: VIPs without VRRP.
+// and no adverts: VIPs without VRRP. When it becomes MASTER, every flow takes the
+// programs' long way once, where Passages are noted.
 func (d *Dataplane) SetRole(pin uint32, role policy.Role, fixed bool) error {
 	if pin == 0 || pin >= maxPins {
 		return fmt.Errorf("there is no pin %d", pin)
@@ -98,8 +99,15 @@ func (d *Dataplane) SetRole(pin uint32, role policy.Role, fixed bool) error {
 	if fixed {
 		value.Fixed = 1
 	}
+	was, _, err := d.Role(pin)
+	if err != nil {
+		return err
+	}
 	if err := d.maps.Roles.Put(pin, value); err != nil {
 		return fmt.Errorf("set role of pin %d: %w", pin, err)
+	}
+	if role == policy.RoleMaster && was != role {
+		return d.newEpoch()
 	}
 	return nil
 }
@@ -172,6 +180,7 @@ func (d *Dataplane) clearPins(now, want map[uint32]pinValue) error {
 		errs = append(errs,
 			d.maps.Pins.Put(id, pinValue{}),
 			d.maps.Roles.Put(id, bpf.DataplaneRole{}),
+			d.maps.Passages.Put(id, bpf.DataplanePassage{}),
 			d.clearCounters(id))
 	}
 	if err := errors.Join(errs...); err != nil {

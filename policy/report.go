@@ -37,6 +37,8 @@ type PinStatus struct {
 	MappingsCreated       uint64            `json:"mappings_created"`
 	PortClashes           uint64            `json:"port_clashes"`            // mappings whose port could not be kept
 	PacketsEarlyFragments uint64            `json:"packets_early_fragments"` // see loader.PinCounters
+	PacketsHeld           uint64            `json:"packets_held"`            // answers that were to wait for the peer
+	PacketsReset          uint64            `json:"packets_reset"`           // TCP RSTs of the router's own, from a VIP
 }
 
 // FlowStatus is one line of "vippin flows -j". Packets and Bytes are null
