@@ -136,6 +136,8 @@ func TestNonsense(t *testing.T) {
 		{ErrProtocol, "bulk 1 is not under way", []*WireFrame{hello(1, 1), state(), finish(1)}},
 		{ErrProtocol, "bulk 2 is not under way", []*WireFrame{hello(1, 1), state(), begin, finish(2)}},
 		{ErrProtocol, "bulk 1 is not under way", []*WireFrame{hello(1, 1), state(), begin, finish(1), finish(1)}},
+		{ErrProtocol, "hello comes first", []*WireFrame{digest(nil)}},
+		{ErrProtocol, "digest: 262145 octets, over 262144", []*WireFrame{hello(1, 1), state(), digest(make([]byte, MaxDigest+1))}},
 	} {
 		p := meet(t, false, nil)
 		p.say(c.words...)

@@ -16,6 +16,7 @@ import (
 
 func TestStateRoundTrip(t *testing.T) {
 	want := ours
+	want.Prompt = true
 	want.Pins = append(want.Pins,
 		PinState{policy.PinName{VLAN: policy.VLAN{Outer: 100, Inner: 20}, VIP: netip.MustParseAddr("2001:db8::2")}, ""},
 		PinState{policy.PinName{VIP: vip}, "Edge"})
@@ -101,6 +102,7 @@ func TestBadControl(t *testing.T) {
 		{"group 0: 65 octets", &WireBulkBegin{Bulk: 1, Groups: []string{long}}},
 		{"4097 groups", &WireBulkBegin{Bulk: 1, Groups: make([]string, 4097)}},
 		{"group 0: 65 octets", &WireBulkRequest{Groups: []string{long}}},
+		{"262145 octets, over 262144", &WireDigest{Digest: make([]byte, MaxDigest+1)}},
 		{"too many fields", &WireBulkRequest{Groups: make([]string, 9000)}},
 	} {
 		b, err := proto.Marshal(c.bad)
@@ -108,7 +110,7 @@ func TestBadControl(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := readControl(c.bad, b); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%v: want %s, got %v", c.bad, c.want, err)
+			t.Errorf("%.200v: want %s, got %v", c.bad, c.want, err)
 		}
 	}
 }
@@ -125,6 +127,8 @@ func readControl(m proto.Message, b []byte) (err error) {
 		_, err = readBulkBegin(b)
 	case *WireBulkRequest:
 		_, err = readBulkRequest(b)
+	case *WireDigest:
+		_, err = readDigest(b)
 	}
 	return err
 }

@@ -31,6 +31,8 @@ func seedFrames(t testing.TB) (frames [][]byte) {
 		{Kind: &WireFrame_BulkBegin{BulkBegin: &WireBulkBegin{Bulk: 1, Groups: []string{"Core", ""}, About: 9}}},
 		{Kind: &WireFrame_BulkEnd{BulkEnd: &WireBulkEnd{Bulk: 1, Count: 9}}},
 		{Kind: &WireFrame_BulkRequest{BulkRequest: &WireBulkRequest{Groups: []string{"Core"}}}},
+		{Kind: &WireFrame_State{State: &WireState{Prompt: true}}},
+		digest([]byte("{}")),
 	} {
 		b, err := proto.Marshal(f)
 		if err != nil {
@@ -52,6 +54,7 @@ type reading struct {
 	begin    bulkBegin
 	end      bulkEnd
 	wanted   []string
+	digest   []byte
 }
 
 func readFrame(b []byte, names nameTable) (x reading, err error) {
@@ -76,6 +79,8 @@ func readFrame(b []byte, names nameTable) (x reading, err error) {
 		x.end.bulk, x.end.count, err = readBulkEnd(payload)
 	case frameBulkRequest:
 		x.wanted, err = readBulkRequest(payload)
+	case frameDigest:
+		x.digest, err = readDigest(payload)
 	}
 	return x, err
 }
@@ -113,6 +118,8 @@ func (x *reading) write(t *testing.T, ids *idTable) []byte {
 		m = &WireBulkEnd{Bulk: x.end.bulk, Count: x.end.count}
 	case frameBulkRequest:
 		m = &WireBulkRequest{Groups: x.wanted}
+	case frameDigest:
+		m = &WireDigest{Digest: x.digest}
 	default:
 		return nil
 	}
