@@ -26,6 +26,8 @@ var banned = []arrow{
 	{"policy/natsync", "vippin/policy/vrrp", "", "the tracker and replication meet in cmd alone"},
 	{"policy/doctor", "vippin/policy/vrrp", "", "doctor judges what others have found out: facts come in as arguments"},
 	{"policy/doctor", "vippin/policy/natsync", "", "doctor judges what others have found out: facts come in as arguments"},
+	{"policy/flight", "vippin/policy/vrrp", "", "the recorder is told what happened: it decides nothing about roles"},
+	{"policy/flight", "vippin/policy/natsync", "", "the recorder is told what happened: it decides nothing about flows"},
 	{"policy", "github.com/google/nftables", "", "policy does no I/O: facts come in as arguments"},
 	{"policy", "github.com/cilium/ebpf", "", "policy does no I/O: facts come in as arguments"},
 	{"policy", "github.com/vishvananda/netlink", "", "policy does no I/O: facts come in as arguments"},
