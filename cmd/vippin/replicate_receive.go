@@ -282,12 +282,12 @@ func (l *peerLink) strangers(born map[string]uint32) (removals []loader.Removal)
 func (l *peerLink) BulkWanted([]string) { l.askBulk() }
 
 // Refused notes which flows the peer could not take.
-func (l *peerLink) Refused(flows []policy.FlowKey, reasons []natsync.Reason) {
+func (l *peerLink) Refused(flows []policy.Flow, reasons []natsync.Reason) {
 	l.r.mu.Lock()
 	defer l.r.mu.Unlock()
-	for i, key := range flows {
+	for i := range flows {
 		if len(l.refused) < refusedMost {
-			l.refused[key] = reasons[i]
+			l.refused[flows[i].FlowKey] = reasons[i]
 		}
 	}
 }

@@ -8,19 +8,19 @@ import (
 	"vippin/policy"
 )
 
-// queue has what waits for the peer, in order, and what the peer has not yet
+// queue has what waits for the peer, in two lines, and what the peer has not yet
 // acknowledged. Of a flow at most one entry waits. Its owner locks it.
 type queue struct {
-	slots      []slot
-	free       []int32
-	index      map[policy.FlowKey]int32 // of flows and gones
-	head, tail int32                    // of the waiting ones, -1 = none
-	waiting    int
-	turns      uint64   // the latest turn
-	flights    []flight // batches without acknowledgement, the oldest first
-	unacked    int      // their flows and gones
-	bulkTurn   uint64   // of the latest bulk's begin
-	keep       bool     // flights keep what was sent
+	slots    []slot
+	free     []int32
+	index    map[policy.FlowKey]int32 // of flows and gones
+	lines    [2]line
+	waiting  int
+	turns    uint64   // the latest turn
+	flights  []flight // batches without acknowledgement, the oldest first
+	unacked  int      // their flows and gones
+	bulkTurn uint64   // of the latest bulk's begin
+	keep     bool     // flights keep what was sent
 }
 
 // slot is a flow that waits or is not acknowledged, or something else that waits.
@@ -32,7 +32,21 @@ type slot struct {
 	batch      uint64 // the last one it went in, 0 = none that is unacknowledged
 	prev, next int32
 	entry      entryKind
+	line       lineKind
 }
+
+// line is what waits in order.
+type line struct{ head, tail int32 } // slots, none = none
+
+// lineKind is one of a queue's lines.
+type lineKind uint8
+
+const (
+	// What happens goes before the flows of a bulk: somebody may wait for it. The
+	// beginning of a bulk is here, too, so that what happens afterwards is told within it.
+	lineNews lineKind = iota
+	lineBulk
+)
 
 // entryKind is what waits in a slot.
 type entryKind uint8
@@ -63,7 +77,7 @@ const none = int32(-1)
 const roomy = 8192
 
 func newQueue() queue {
-	return queue{index: map[policy.FlowKey]int32{}, head: none, tail: none}
+	return queue{index: map[policy.FlowKey]int32{}, lines: [2]line{{none, none}, {none, none}}}
 }
 
 // len is how many entries wait or are unacknowledged.
@@ -77,7 +91,7 @@ func (q *queue) put(now time.Duration, f *policy.Flow) {
 		q.unlink(at)
 	}
 	s.flow = *f
-	q.wait(now, at, entryFlow)
+	q.wait(now, at, entryFlow, lineNews)
 }
 
 // putBulk makes a flow of a bulk wait after the bulk's beginning. What waits of it
@@ -90,26 +104,26 @@ func (q *queue) putBulk(now time.Duration, f *policy.Flow) {
 	case entryFlow:
 		if s.turn < q.bulkTurn {
 			q.unlink(at)
-			q.wait(now, at, entryFlow)
+			q.wait(now, at, entryFlow, lineBulk)
 		}
 		return
 	}
 	s.flow = *f
-	q.wait(now, at, entryFlow)
+	q.wait(now, at, entryFlow, lineBulk)
 }
 
 // gone makes an entry of an ended flow wait.
 func (q *queue) gone(now time.Duration, g *Gone) {
 	s, at := q.of(g.Key)
 	s.flow = policy.Flow{FlowKey: g.Key, To: g.To}
-	q.wait(now, at, entryGone)
+	q.wait(now, at, entryGone, lineNews)
 }
 
 // mark makes something that is not a flow wait.
-func (q *queue) mark(now time.Duration, kind entryKind, other any) {
+func (q *queue) mark(now time.Duration, kind entryKind, other any, in lineKind) {
 	at := q.slot()
 	q.slots[at].other = other
-	q.wait(now, at, kind)
+	q.wait(now, at, kind, in)
 	if kind == entryBulkBegin {
 		q.bulkTurn = q.turns
 	}
@@ -136,34 +150,39 @@ func (q *queue) slot() int32 {
 	return int32(len(q.slots) - 1)
 }
 
-// wait puts a slot at the end of the line, unless it is in the line.
-func (q *queue) wait(now time.Duration, at int32, kind entryKind) {
+// wait puts a slot at the end of a line, unless it is in that one, or in the news.
+func (q *queue) wait(now time.Duration, at int32, kind entryKind, in lineKind) {
 	s := &q.slots[at]
+	if s.entry != entryNone && s.line > in {
+		q.unlink(at)
+	}
 	if s.entry != entryNone {
 		s.entry = kind
 		return
 	}
 	q.turns++
-	s.entry, s.since, s.turn, s.prev, s.next = kind, now, q.turns, q.tail, none
-	if q.tail == none {
-		q.head = at
+	l := &q.lines[in]
+	s.entry, s.line, s.since, s.turn, s.prev, s.next = kind, in, now, q.turns, l.tail, none
+	if l.tail == none {
+		l.head = at
 	} else {
-		q.slots[q.tail].next = at
+		q.slots[l.tail].next = at
 	}
-	q.tail = at
+	l.tail = at
 	q.waiting++
 }
 
-// unlink takes a slot out of the line.
+// unlink takes a slot out of its line.
 func (q *queue) unlink(at int32) {
 	s := &q.slots[at]
+	l := &q.lines[s.line]
 	if s.prev == none {
-		q.head = s.next
+		l.head = s.next
 	} else {
 		q.slots[s.prev].next = s.next
 	}
 	if s.next == none {
-		q.tail = s.prev
+		l.tail = s.prev
 	} else {
 		q.slots[s.next].prev = s.prev
 	}
@@ -171,9 +190,25 @@ func (q *queue) unlink(at int32) {
 	q.waiting--
 }
 
-// take takes the slot at the head out of the line.
-func (q *queue) take() (at int32, kind entryKind) {
-	at = q.head
+// next is the line whose turn it is.
+func (q *queue) next() lineKind {
+	if q.lines[lineNews].head != none {
+		return lineNews
+	}
+	return lineBulk
+}
+
+// first is what stands at the head of a line.
+func (q *queue) first(in lineKind) entryKind {
+	if head := q.lines[in].head; head != none {
+		return q.slots[head].entry
+	}
+	return entryNone
+}
+
+// take takes the slot at the head out of a line.
+func (q *queue) take(in lineKind) (at int32, kind entryKind) {
+	at = q.lines[in].head
 	kind = q.slots[at].entry
 	q.unlink(at)
 	return at, kind
@@ -289,8 +324,8 @@ func (q *queue) landed(seq uint64, slots []int32) {
 	}
 }
 
-// keys names flows of the batch seq by their places in it.
-func (q *queue) keys(seq uint64, refusals []Refusal) (keys []policy.FlowKey, ok bool) {
+// refused names flows of the batch seq by their places in it.
+func (q *queue) refused(seq uint64, refusals []Refusal) (flows []policy.Flow, ok bool) {
 	for i := range q.flights {
 		f := &q.flights[i]
 		if f.seq != seq {
@@ -300,9 +335,9 @@ func (q *queue) keys(seq uint64, refusals []Refusal) (keys []policy.FlowKey, ok 
 			if r.Index >= len(f.flows) {
 				return nil, false
 			}
-			keys = append(keys, q.slots[f.flows[r.Index]].flow.FlowKey)
+			flows = append(flows, q.slots[f.flows[r.Index]].flow)
 		}
-		return keys, true
+		return flows, true
 	}
 	return nil, false
 }
@@ -317,7 +352,7 @@ func (q *queue) pending(key policy.FlowKey) bool {
 func (q *queue) drop() int {
 	dropped := q.waiting
 	for q.waiting > 0 {
-		if at, _ := q.take(); q.slots[at].batch == 0 {
+		if at, _ := q.take(q.next()); q.slots[at].batch == 0 {
 			q.release(at)
 		}
 	}
@@ -329,8 +364,10 @@ func (q *queue) age(now time.Duration) (age time.Duration) {
 	if len(q.flights) > 0 {
 		age = now - q.flights[0].since
 	}
-	if q.head != none {
-		age = max(age, now-q.slots[q.head].since)
+	for _, l := range q.lines {
+		if l.head != none {
+			age = max(age, now-q.slots[l.head].since)
+		}
 	}
 	return age
 }

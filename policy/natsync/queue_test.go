@@ -15,7 +15,7 @@ import (
 func takeAll(q *queue, seq uint64) (marks []uint32) {
 	f := q.fly(seq)
 	for q.waiting > 0 {
-		at, kind := q.take()
+		at, kind := q.take(q.next())
 		marks = append(marks, q.slots[at].flow.Mark)
 		if kind == entryFlow || kind == entryGone {
 			q.sent(f, at, kind)
@@ -50,16 +50,25 @@ func TestQueueOrder(t *testing.T) {
 			q.put(0, marked(2, 12))
 		}, []uint32{1, 3, 12}},
 		{"a bulk's flow that waits keeps its news, after the mark", func(q *queue) {
-			q.mark(0, entryBulkBegin, &bulkBegin{})
+			q.mark(0, entryBulkBegin, &bulkBegin{}, lineNews)
 			q.putBulk(0, marked(2, 99))
 			q.putBulk(0, again)
 			q.putBulk(0, marked(4, 99))
 		}, []uint32{1, 3, 0, 2, 15}},
 		{"a bulk does not bring back what ended", func(q *queue) {
 			q.gone(0, &Gone{Key: marked(2, 0).FlowKey})
-			q.mark(0, entryBulkBegin, &bulkBegin{})
+			q.mark(0, entryBulkBegin, &bulkBegin{}, lineNews)
 			q.putBulk(0, marked(2, 99))
 		}, []uint32{1, 0, 3, 0}},
+		{"what happens goes before the flows of a bulk, within it", func(q *queue) {
+			q.mark(0, entryBulkBegin, &bulkBegin{}, lineNews)
+			q.putBulk(0, marked(5, 5))
+			q.putBulk(0, marked(6, 6))
+			q.mark(0, entryBulkEnd, &bulkEnd{}, lineBulk)
+			q.put(0, marked(7, 7))
+			q.put(0, marked(6, 16))
+			q.gone(0, &Gone{Key: marked(5, 0).FlowKey})
+		}, []uint32{1, 2, 3, 0, 7, 16, 0, 0}},
 		{"what is dropped is gone", func(q *queue) {
 			q.drop()
 			q.put(0, marked(7, 7))
@@ -94,9 +103,9 @@ func TestQueueAcks(t *testing.T) {
 	if q.age(9*time.Second) != 6*time.Second {
 		t.Errorf("the oldest is %v old", q.age(9*time.Second))
 	}
-	keys, ok := q.keys(2, []Refusal{{0, ReasonFull}})
-	if _, other := q.keys(2, []Refusal{{1, ReasonFull}}); !ok || other || keys[0] != key {
-		t.Errorf("refused: %v", keys)
+	refused, ok := q.refused(2, []Refusal{{0, ReasonFull}})
+	if _, other := q.refused(2, []Refusal{{1, ReasonFull}}); !ok || other || refused[0].FlowKey != key {
+		t.Errorf("refused: %v", refused)
 	}
 	q.put(10*time.Second, marked(1, 12))
 	if q.ack(2); !q.pending(key) || q.len() != 1 {
@@ -127,7 +136,7 @@ func TestQueueKeepsItsBooks(t *testing.T) {
 			case 4:
 				q.putBulk(0, marked(n, 1))
 			case 5:
-				q.mark(0, entryBulkBegin, &bulkBegin{})
+				q.mark(0, entryBulkBegin, &bulkBegin{}, lineNews)
 			case 6:
 				sent++
 				takeAll(&q, sent)
@@ -156,20 +165,26 @@ func TestQueueKeepsItsBooks(t *testing.T) {
 // audit compares the line and the flights with the counts.
 func audit(t *testing.T, q *queue) {
 	t.Helper()
-	waiting, last, turn := 0, none, uint64(0)
-	for at := q.head; at != none; at = q.slots[at].next {
-		s := &q.slots[at]
-		if s.prev != last || s.entry == entryNone || s.turn <= turn {
-			t.Fatalf("slot %d is out of line: %+v", at, s)
+	waiting := 0
+	for in, l := range q.lines {
+		last, turn := none, uint64(0)
+		for at := l.head; at != none; at = q.slots[at].next {
+			s := &q.slots[at]
+			if s.prev != last || s.entry == entryNone || s.turn <= turn || s.line != lineKind(in) {
+				t.Fatalf("slot %d is out of line: %+v", at, s)
+			}
+			last, turn = at, s.turn
+			waiting++
 		}
-		last, turn = at, s.turn
-		waiting++
+		if l.tail != last {
+			t.Fatalf("line %d ends with slot %d, not %d", in, l.tail, last)
+		}
 	}
 	unacked := 0
 	for _, f := range q.flights {
 		unacked += len(f.flows) + len(f.gones)
 	}
-	if waiting != q.waiting || q.tail != last || unacked != q.unacked {
+	if waiting != q.waiting || unacked != q.unacked {
 		t.Fatalf("%d wait, counted %d; %d unacknowledged, counted %d", waiting, q.waiting, unacked, q.unacked)
 	}
 	for key, at := range q.index {

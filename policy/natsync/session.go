@@ -46,7 +46,7 @@ type Handler interface {
 	BulkBegin(groups []string)
 	BulkEnd(groups []string, count uint64) // the bulk is complete: what it did not have is gone
 	BulkWanted(groups []string)
-	Refused(flows []policy.FlowKey, reasons []Reason) // by the peer
+	Refused(flows []policy.Flow, reasons []Reason) // by the peer
 	// Acked is told, after SetPrompt, of flows that the peer has taken, as they were
 	// sent; of them something newer may wait. The slice is valid until it returns.
 	Acked(flows []policy.Flow)
@@ -152,7 +152,13 @@ func (s *Session) Gone(g Gone) {
 func (s *Session) Expect(e *policy.Expectation) {
 	err := checkExpectation(e)
 	copied := *e
-	s.enqueue(err, func(now time.Duration) { s.queue.mark(now, entryExpectation, &copied) })
+	s.enqueue(err, func(now time.Duration) {
+		in := lineNews
+		if s.bulk.open {
+			in = lineBulk // behind the flow that expects it
+		}
+		s.queue.mark(now, entryExpectation, &copied, in)
+	})
 }
 
 // enqueue puts an entry that makes sense in the queue, which may run over.

@@ -23,7 +23,7 @@ func (s *Session) BeginBulk(groups []string, about uint64) {
 	}
 	s.bulk = bulkOut{number: s.bulk.number + 1, open: true}
 	s.stats.Sent.Bulk = Bulk{Running: true, Total: about}
-	s.queue.mark(now, entryBulkBegin, &bulkBegin{s.bulk.number, about, usable(groups)})
+	s.queue.mark(now, entryBulkBegin, &bulkBegin{s.bulk.number, about, usable(groups)}, lineNews)
 	poke(s.wake)
 }
 
@@ -81,7 +81,7 @@ func (s *Session) EndBulk() {
 	}
 	s.bulk.open = false
 	s.stats.Sent.Bulk.Total = s.stats.Sent.Bulk.Flows
-	s.queue.mark(now, entryBulkEnd, &bulkEnd{s.bulk.number, s.stats.Sent.Bulk.Flows})
+	s.queue.mark(now, entryBulkEnd, &bulkEnd{s.bulk.number, s.stats.Sent.Bulk.Flows}, lineBulk)
 	poke(s.wake)
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestBulk(t *testing.T) {
@@ -207,6 +209,38 @@ func TestOverflow(t *testing.T) {
 		pass(10 * time.Millisecond)
 		if want := []string{"begin Core", "begin Core", "end Core 0"}; !slices.Equal(p.rb.bulks, want) {
 			t.Errorf("%q, want %q", p.rb.bulks, want)
+		}
+	})
+}
+
+// What happens during a bulk waits for two small batches of it at most, where
+// somebody waits for the acknowledgement.
+func TestNewsDuringABulk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t, nil)
+		defer p.end()
+		p.rb.hold = make(chan struct{})
+		p.a.SetState(ours)
+		p.a.SetPrompt(true)
+		p.a.BeginBulk([]string{"Core"}, 0)
+		for n := range bulkRoom {
+			f := udpFlow(n)
+			if err := p.a.PutBulk(t.Context(), &f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(time.Second)
+		news := udpFlow(bulkRoom)
+		p.a.Put(&news)
+		p.a.EndBulk()
+		close(p.rb.hold)
+		pass(time.Second)
+		place := slices.Index(p.rb.heard, news.FlowKey)
+		if place < 0 || place > promptWindow*promptBatch || len(p.rb.heard) != bulkRoom+1 {
+			t.Errorf("heard as %d of %d", place, len(p.rb.heard))
+		}
+		if diff := cmp.Diff([]string{"begin Core", "end Core 6"}, p.rb.bulks); diff != "" {
+			t.Error(diff)
 		}
 	})
 }

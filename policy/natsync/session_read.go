@@ -196,7 +196,7 @@ func (r *reader) ack(b []byte) error {
 		defer r.mu.Unlock()
 		return fmt.Errorf("of batch %d, when %d was sent and %d acknowledged", seq, r.sent, r.acked)
 	}
-	keys, ok := r.queue.keys(seq, refusals)
+	refused, ok := r.queue.refused(seq, refusals)
 	if !ok {
 		defer r.mu.Unlock()
 		return fmt.Errorf("refuses a flow that batch %d does not have", seq)
@@ -211,12 +211,12 @@ func (r *reader) ack(b []byte) error {
 	r.bulkAcked()
 	r.mu.Unlock()
 	poke(r.wake) // the window is open
-	r.tellAcked(keys, refusals)
+	r.tellAcked(refused, refusals)
 	return nil
 }
 
 // tellAcked tells the handler what the peer has made of its batches.
-func (r *reader) tellAcked(refused []policy.FlowKey, refusals []Refusal) {
+func (r *reader) tellAcked(refused []policy.Flow, refusals []Refusal) {
 	if len(refused) > 0 {
 		reasons := make([]Reason, len(refusals))
 		for i, refusal := range refusals {

@@ -95,10 +95,10 @@ func (r *router) BulkEnd(groups []string, count uint64) {
 func (r *router) BulkWanted(groups []string) {
 	r.note(func() { r.bulks = append(r.bulks, "wanted "+join(groups)) })
 }
-func (r *router) Refused(keys []policy.FlowKey, reasons []Reason) {
+func (r *router) Refused(flows []policy.Flow, reasons []Reason) {
 	r.note(func() {
-		for i, key := range keys {
-			r.nos[key] = reasons[i]
+		for i := range flows {
+			r.nos[flows[i].FlowKey] = reasons[i]
 		}
 	})
 }

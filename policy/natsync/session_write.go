@@ -14,11 +14,15 @@ import (
 )
 
 const (
-	window     = 16                    // batches that may be unacknowledged
-	batchFlows = 512                   // entries of a batch that is sent
-	gather     = 10 * time.Millisecond // pause between two writes, so that a batch has more than one entry
-	writeSize  = 64 << 10              // octets composed at once, one batch more at most
-	writeChunk = 16 << 10              // octets of a write, as much as a TLS record takes
+	window     = 16  // batches that may be unacknowledged
+	batchFlows = 512 // entries of a batch that is sent
+	// While somebody waits for acknowledgements a bulk keeps the peer busy for some
+	// milliseconds at most.
+	promptWindow = 2
+	promptBatch  = 64
+	gather       = 10 * time.Millisecond // pause between two writes, so that a batch has more than one entry
+	writeSize    = 64 << 10              // octets composed at once, one batch more at most
+	writeChunk   = 16 << 10              // octets of a write, as much as a TLS record takes
 )
 
 // acks is what the peer is to be told of its batches.
@@ -90,6 +94,15 @@ func (w *writer) behind() bool {
 	return w.queue.waiting >= batchFlows && len(w.queue.flights) < window
 }
 
+// mayCompose tells whether something waits that may go now. Called with mu.
+func (w *writer) mayCompose() bool {
+	limit := window
+	if w.prompt && w.queue.next() == lineBulk {
+		limit = promptWindow
+	}
+	return w.queue.waiting > 0 && len(w.queue.flights) < limit
+}
+
 // pause lets entries gather after a write: whoever comes to an idle session does not
 // wait, a busy one writes once in a while. Where somebody waits for acknowledgements
 // nothing gathers.
@@ -145,14 +158,14 @@ func (w *writer) compose(first bool) error {
 		}
 		w.wanted = nil
 	}
-	for w.queue.waiting > 0 && len(w.queue.flights) < window && len(w.out) < writeSize {
+	for w.mayCompose() && len(w.out) < writeSize {
 		if err := w.composeNext(); err != nil {
 			return err
 		}
 		w.mu.Unlock() // let others in: a batch takes some ten microseconds
 		w.mu.Lock()
 	}
-	if w.queue.waiting > 0 && len(w.queue.flights) < window {
+	if w.mayCompose() {
 		poke(w.wake)
 	}
 	if w.queue.waiting == 0 {
@@ -199,34 +212,39 @@ func (w *writer) composeState() error {
 // composeNext composes a batch, or the mark that stands at the head of the line.
 func (w *writer) composeNext() error {
 	q := &w.queue
-	switch q.slots[q.head].entry {
+	in := q.next()
+	switch q.first(in) {
 	case entryBulkBegin:
-		at, _ := q.take()
+		at, _ := q.take(in)
 		begin := q.slots[at].other.(*bulkBegin)
 		q.release(at)
 		return w.message(frameBulkBegin, &WireBulkBegin{Bulk: begin.bulk, Groups: begin.groups, About: begin.about})
 	case entryBulkEnd:
-		at, _ := q.take()
+		at, _ := q.take(in)
 		end := q.slots[at].other.(*bulkEnd)
 		q.release(at)
 		w.bulkSent(end)
 		return w.message(frameBulkEnd, &WireBulkEnd{Bulk: end.bulk, Count: end.count})
 	}
-	return w.composeBatch()
+	return w.composeBatch(in)
 }
 
-// composeBatch takes entries from the line until a mark comes.
-func (w *writer) composeBatch() error {
+// composeBatch takes entries from a line until a mark comes.
+func (w *writer) composeBatch(in lineKind) error {
 	q, t := &w.queue, &w.stats.Sent
+	most := batchFlows
+	if w.prompt {
+		most = promptBatch
+	}
 	f := q.fly(w.sent + 1)
 	w.batch.begin(f.seq)
 	entries := 0
-	for q.waiting > 0 && entries < batchFlows {
-		kind := q.slots[q.head].entry
-		if kind == entryBulkBegin || kind == entryBulkEnd {
+	for entries < most {
+		kind := q.first(in)
+		if kind == entryNone || kind == entryBulkBegin || kind == entryBulkEnd {
 			break
 		}
-		at, _ := q.take()
+		at, _ := q.take(in)
 		if !w.entry(f, at, kind) {
 			w.stats.Unnamed++
 			continue
