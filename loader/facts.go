@@ -29,7 +29,7 @@ type MachineOptions struct {
 // the calling thread, which must not change meanwhile. It changes nothing, and
 // what it cannot read is named in the result.
 func Machine(opts MachineOptions) policy.Machine {
-	r := machineReader{root: os.DirFS("/"), pid: opts.DaemonPID}
+	r := machineReader{root: osRoot(), pid: opts.DaemonPID}
 	m := r.files(opts)
 	mounted, err := onBPFFS(m.BPFFS.Dir)
 	if err != nil {
@@ -51,6 +51,8 @@ func Machine(opts MachineOptions) policy.Machine {
 	}
 	return m
 }
+
+func osRoot() fs.FS { return os.DirFS("/") }
 
 // machineReader reads files below root, as /proc and /sys have them.
 type machineReader struct {
@@ -81,13 +83,19 @@ func (r machineReader) files(opts MachineOptions) policy.Machine {
 	if r.pid != 0 {
 		m.BPFFS.Daemon = r.deviceOf(fmt.Sprintf("proc/%d/mountinfo", r.pid), dir)
 	}
+	m.NAT.Legacy = r.legacyNAT()
+	return m
+}
+
+// legacyNAT lists the families with a nat table of legacy iptables.
+func (r machineReader) legacyNAT() (families []string) {
 	for family, file := range map[string]string{"IPv4": "ip_tables_names", "IPv6": "ip6_tables_names"} {
 		if slices.Contains(strings.Fields(r.text("proc/thread-self/net/"+file)), "nat") {
-			m.NAT.Legacy = append(m.NAT.Legacy, family)
+			families = append(families, family)
 		}
 	}
-	slices.Sort(m.NAT.Legacy)
-	return m
+	slices.Sort(families)
+	return families
 }
 
 func (r machineReader) text(name string) string {
@@ -116,6 +124,11 @@ func (r machineReader) sysctls(interfaces []string) map[string]string {
 		names = append(names, "net/ipv4/conf/"+ifname+"/forwarding", "net/ipv4/conf/"+ifname+"/rp_filter",
 			"net/ipv6/conf/"+ifname+"/disable_ipv6")
 	}
+	return r.values(names)
+}
+
+// values reads settings; those that are not there are left out.
+func (r machineReader) values(names []string) map[string]string {
 	values := make(map[string]string)
 	for _, name := range names {
 		if !fs.ValidPath(name) {
