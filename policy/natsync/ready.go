@@ -95,7 +95,7 @@ func (r *Readiness) SetRole(now time.Duration, group string, role policy.Role) {
 	case role == policy.RoleMaster:
 		g.settle(StandMaster)
 	case !known, was == policy.RoleFault && role == policy.RoleBackup:
-		r.fallBehind(now, g, group)
+		g.fallBehind(now)
 	case g.settled == StandMaster:
 		g.settled = StandAlone
 	}
@@ -231,7 +231,7 @@ func (r *Readiness) look(now time.Duration, name string, g *groupReadiness) {
 			g.settle(StandComplete)
 			return
 		}
-		r.fallBehind(now, g, name)
+		g.fallBehind(now)
 	}
 	switch {
 	case g.behind && len(r.peers) == 0:
@@ -244,13 +244,11 @@ func (r *Readiness) look(now time.Duration, name string, g *groupReadiness) {
 	}
 }
 
-// fallBehind begins a time of being held back, unless one lasts, or the MASTER's
-// flows are known to be here.
-func (r *Readiness) fallBehind(now time.Duration, g *groupReadiness, name string) {
-	if p := r.peers[g.master]; g.behind || p != nil && p.whole[name] {
-		return
+// fallBehind begins a time of being held back, unless one lasts.
+func (g *groupReadiness) fallBehind(now time.Duration) {
+	if !g.behind {
+		g.behind, g.since, g.grace = true, now, now+readyGrace
 	}
-	g.behind, g.since, g.grace = true, now, now+readyGrace
 }
 
 func (g *groupReadiness) settle(s Standing) {

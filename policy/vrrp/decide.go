@@ -272,6 +272,9 @@ func (t *Tracker) conflicts(now time.Duration, g *group, own ownAdverts) []strin
 		texts = append(texts, fmt.Sprintf("%s here, but this router's adverts have stopped", t.whereText(g)))
 	}
 	texts = append(texts, t.claimConflicts(now, g, own, said)...)
+	if text := t.wordConflict(now, g, said); text != "" {
+		texts = append(texts, text)
+	}
 	notice, told := t.notice(g)
 	disagrees := told && len(g.pins) > 0 && (notice.role == policy.RoleMaster) != (g.role == policy.RoleMaster)
 	if t.lasts(now, g, &g.fifoSince, disagrees) {

@@ -43,6 +43,7 @@ func TestChangesAddUp(t *testing.T) {
 			apply(tracker.Observe(s.now, obs))
 		}
 		observe()
+		apply(tracker.SetPeers(s.now, []string{"router-b"}))
 		toggle := func(ifindex int, vip string) {
 			before := len(s.links[ifindex].Addrs)
 			s.links[ifindex].Addrs = without(s.links[ifindex].Addrs, vip)
@@ -56,7 +57,7 @@ func TestChangesAddUp(t *testing.T) {
 			for next := tracker.Next(); next != 0 && next <= s.now && random.IntN(4) > 0; next = tracker.Next() {
 				apply(tracker.Tick(s.now))
 			}
-			switch random.IntN(10) {
+			switch random.IntN(13) {
 			case 0:
 				toggle(vl2, vip2)
 			case 1:
@@ -73,6 +74,11 @@ func TestChangesAddUp(t *testing.T) {
 					Time: s.now, Ifindex: vl2, VIP: addrs(vip2)[0], MAC: otherMAC, Kind: policy.ClaimKind(random.IntN(3)),
 				}))
 				tracker.Probes()
+			case 10, 11:
+				roles := map[string]policy.Role{"RouterCore": policy.Role(random.IntN(3))}
+				apply(tracker.PeerWord(s.now, "router-b", s.now, roles))
+			case 12:
+				apply(tracker.PeerGone(s.now, "router-b"))
 			case 7:
 				s.links[vl20].Up = random.IntN(3) > 0
 				observe()

@@ -109,9 +109,9 @@ func (t *Tracker) evidence(now time.Duration, g *group) []string {
 		lines = append(lines, fmt.Sprintf("keepalived said %s (%s, priority %d) %s ago", n.state, n.kind, n.priority, ago(now, n.at)))
 	}
 	if len(lines) == 0 {
-		return []string{"neither pins nor adverts seen"}
+		lines = []string{"neither pins nor adverts seen"}
 	}
-	return lines
+	return append(lines, t.wordEvidence(now, g)...)
 }
 
 func (t *Tracker) advertEvidence(now time.Duration, vr *virtualRouter) []string {

@@ -65,6 +65,8 @@ type Tracker struct {
 	fifo      map[fifoKey]notice
 	claims    map[place]*claim        // of others, on VIPs that are here
 	macs      map[policy.MAC]struct{} // of this router's interfaces; nil: to be built
+	peers     []string                // those of the configuration, in its order
+	words     map[string]*word        // of each of them
 	overflow  uint64
 	forgotAt  time.Duration
 }
@@ -114,8 +116,8 @@ type group struct {
 	seedUntil        time.Duration // see OwnAdvert
 	resignedAt       time.Duration
 
-	partialSince, fifoSince time.Duration // since when witnesses disagree; 0 = they do not
-	next                    time.Duration // 0 = nothing changes by time alone
+	partialSince, fifoSince, deniedSince time.Duration // since when witnesses disagree; 0 = they do not
+	next                                 time.Duration // 0 = nothing changes by time alone
 }
 
 // NewTracker makes a tracker that knows nothing yet.
