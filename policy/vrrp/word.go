@@ -26,7 +26,7 @@ func (t *Tracker) SetPeers(now time.Duration, names []string) []Change {
 	words := make(map[string]*word, len(names))
 	for _, name := range names {
 		if words[name] = t.words[name]; words[name] == nil {
-			words[name] = &word{}
+			words[name] = &word{both: make(map[string]time.Duration)}
 		}
 	}
 	t.peers, t.words = slices.Clone(names), words
@@ -43,7 +43,7 @@ func (t *Tracker) PeerWord(now time.Duration, peer string, at time.Duration, rol
 	}
 	same := w.connected && maps.Equal(w.roles, roles)
 	if !same {
-		*w = word{connected: true, roles: maps.Clone(roles), both: keepBoth(w.both, roles)}
+		w.connected, w.roles = true, maps.Clone(roles)
 	}
 	w.at = min(at, now)
 	var changes []Change
@@ -55,24 +55,13 @@ func (t *Tracker) PeerWord(now time.Duration, peer string, at time.Duration, rol
 	return changes
 }
 
-// keepBoth keeps the groups that are still the peer's.
-func keepBoth(both map[string]time.Duration, roles map[string]policy.Role) map[string]time.Duration {
-	kept := make(map[string]time.Duration)
-	for name, since := range both {
-		if roles[name] == policy.RoleMaster {
-			kept[name] = since
-		}
-	}
-	return kept
-}
-
 // PeerGone says that a peer cannot be heard over the sync link any more.
 func (t *Tracker) PeerGone(now time.Duration, peer string) []Change {
 	w := t.words[peer]
 	if w == nil || !w.connected {
 		return nil
 	}
-	*w = word{}
+	*w = word{both: make(map[string]time.Duration)}
 	return t.decideAll(now)
 }
 

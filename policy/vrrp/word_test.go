@@ -55,6 +55,17 @@ func TestPeerSaysMasterAlone(t *testing.T) {
 	s.is(master)
 }
 
+// VIPs set by hand have no adverts: words alone bring it about.
+func TestPeerSaysMasterWithoutAdverts(t *testing.T) {
+	s := tellPeers(t, "router-b")
+	s.hold(vl2, vip2)
+	for range 4 {
+		s.word("router-b", master)
+		s.run(beat)
+	}
+	s.is(master, wordBlocked)
+}
+
 func TestBothWitnessesSayMaster(t *testing.T) {
 	s := tellPeers(t, "router-b")
 	s.master()
