@@ -210,3 +210,19 @@ func (d *Dataplane) eachPin(yield func(id uint32, state policy.PinState) error) 
 	}
 	return nil
 }
+
+// heldPackets counts the answers that were to wait for the peer, of all pins.
+func (d *Dataplane) heldPackets() (packets uint64, err error) {
+	pins, err := d.usedPins()
+	if err != nil {
+		return 0, err
+	}
+	for id := range pins {
+		n, err := sumOfCPUs(d.maps.PinCounters, id*pinCounters+uint32(bpf.DataplanePinCounterPIN_HELD))
+		if err != nil {
+			return 0, fmt.Errorf("read counters of pin %d: %w", id, err)
+		}
+		packets += n
+	}
+	return packets, nil
+}

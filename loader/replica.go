@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"vippin/loader/conntrack"
 	"vippin/policy"
@@ -33,6 +34,7 @@ type Replica struct {
 	options atomic.Pointer[replicaOptions]
 	index   atomic.Pointer[replicaIndex]
 	skipped skipCounters
+	prompt  atomic.Bool // SetPrompt
 
 	installer installer // of what changes entries
 
@@ -86,6 +88,17 @@ func (r *Replica) Close() error {
 
 // SetOptions changes what is replicated, from the next flow on.
 func (r *Replica) SetOptions(sync policy.SyncConfig) { r.options.Store(newReplicaOptions(sync)) }
+
+// SetPrompt says whether somebody waits for flows to be told: then Follow lets no
+// events gather.
+func (r *Replica) SetPrompt(on bool) {
+	r.prompt.Store(on)
+	gather := time.Duration(-1)
+	if on {
+		gather = 0
+	}
+	r.listener.SetGather(gather)
+}
 
 // SetPlan says what the numbers in the mappings stand for, and which addresses
 // are this router's own. It follows every Apply and every change of addresses.

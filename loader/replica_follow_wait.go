@@ -12,12 +12,13 @@ import (
 
 // waitSteps are the pauses between looks for a mapping. conntrack tells of a flow
 // before its first packet leaves: microseconds as a rule, three seconds at most
-// while the neighbour is being resolved (RFC 4861 section 7.2.2).
-var waitSteps = [...]time.Duration{time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond, time.Second, 3 * time.Second}
+// while the neighbour is being resolved (RFC 4861 section 7.2.2). The first one is
+// for Replicas that are prompt.
+var waitSteps = [...]time.Duration{200 * time.Microsecond, time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond, time.Second, 3 * time.Second}
 
-// vipSteps of them are taken where the flow may well have no mapping: its source
-// is a VIP already.
-const vipSteps = 2
+// vipSteps is where they end when the flow may well have no mapping: its source is
+// a VIP already.
+const vipSteps = 3
 
 // waitMost is how many flows may wait.
 const waitMost = 65536
@@ -28,7 +29,7 @@ type waiting struct {
 	extra policy.FlowExtra
 	local *replicaEnd
 	born  bool // it came as new
-	step  int  // looks there were after the first
+	step  int  // of waitSteps, the pause it is in
 }
 
 // look is one look that is due.
@@ -99,7 +100,10 @@ func (f *follower) wait(before *waiting, born bool) {
 		f.skip(skipWaiting, born)
 		return
 	}
-	flow := &waiting{born: born}
+	flow := &waiting{born: born, step: 1}
+	if f.r.prompt.Load() {
+		flow.step = 0
+	}
 	if before != nil {
 		flow = before
 	}

@@ -172,11 +172,11 @@ func TestWaitsAreBounded(t *testing.T) {
 func TestWaitsAreInOrder(t *testing.T) {
 	w := newWaits()
 	key := func(port uint16) flowKey { return flowKey{SelfPort: port} }
-	w.add(key(1), &waiting{step: 2}, 0)
-	w.add(key(2), &waiting{step: 0}, 5*time.Millisecond)
-	w.add(key(3), &waiting{step: 0}, 7*time.Millisecond)
+	w.add(key(1), &waiting{step: 3}, 0)
+	w.add(key(2), &waiting{step: 1}, 5*time.Millisecond)
+	w.add(key(3), &waiting{step: 1}, 7*time.Millisecond)
 	delete(w.flows, key(2))
-	w.add(key(2), &waiting{step: 4}, 8*time.Millisecond)
+	w.add(key(2), &waiting{step: 5}, 8*time.Millisecond)
 	if at, any := w.next(); !any || at != 6*time.Millisecond {
 		t.Errorf("next at %v, %v, want 6ms", at, any)
 	}
@@ -191,7 +191,7 @@ func TestWaitsAreInOrder(t *testing.T) {
 	if due, any := w.pop(200 * time.Millisecond); !any || due.key != key(1) {
 		t.Errorf("%d is due, %v, want 1", due.key.SelfPort, any)
 	}
-	if due, any := w.pop(4 * time.Second); !any || due.key != key(2) || due.flow.step != 4 {
+	if due, any := w.pop(4 * time.Second); !any || due.key != key(2) || due.flow.step != 5 {
 		t.Errorf("%d is due, %v, want 2", due.key.SelfPort, any)
 	}
 	if _, any := w.next(); any || len(w.flows) != 0 {

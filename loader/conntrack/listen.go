@@ -75,8 +75,8 @@ type Event struct {
 	Expectation *Expectation // nil but for Expect
 }
 
-// gatherFor is how long events are let gather after some have come. The first one
-// after a rest is taken at once.
+// gatherFor is how long events are let gather after some have come, unless
+// SetGather says otherwise. The first one after a rest is taken at once.
 const gatherFor = 10 * time.Millisecond
 
 // Listener is a subscription to conntrack events of one network namespace.
@@ -85,6 +85,7 @@ type Listener struct {
 	burst   *burst
 	decoder decoder
 	ignored atomic.Pointer[[]uint32] // netlink ports
+	gather  atomic.Int64             // time.Duration
 }
 
 // Listen subscribes in the network namespace of the calling thread. From its
@@ -97,6 +98,7 @@ func listen(groups Groups, buffer int) (*Listener, error) {
 		return nil, err
 	}
 	l := &Listener{socket: s, burst: newBurst()}
+	l.SetGather(gatherFor)
 	if err := l.Join(groups); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -142,6 +144,15 @@ func (l *Listener) Ignore(conns ...*Conn) error {
 	}
 	l.ignored.Store(&ports)
 	return nil
+}
+
+// SetGather says how long events may gather under load: 0 where each is wanted at
+// once, at four times the cost; negative: as in the beginning.
+func (l *Listener) SetGather(d time.Duration) {
+	if d < 0 {
+		d = gatherFor
+	}
+	l.gather.Store(int64(d))
 }
 
 // Close ends the subscription and any Receive, which returns os.ErrClosed.
@@ -202,8 +213,8 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 					return err
 				}
 			}
-			if busy {
-				letGather(ctx)
+			if busy && l.gather.Load() > 0 {
+				l.letGather(ctx)
 			} else if err := s.wait(); err != nil {
 				return l.broken(err)
 			}
@@ -218,8 +229,8 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 
 // letGather waits until there may be several events: to be woken for each costs
 // four times as much as to take it.
-func letGather(ctx context.Context) {
-	timer := time.NewTimer(gatherFor)
+func (l *Listener) letGather(ctx context.Context) {
+	timer := time.NewTimer(time.Duration(l.gather.Load()))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
