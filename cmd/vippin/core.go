@@ -67,12 +67,14 @@ func (d *daemon) start() error {
 	}
 	now := d.env.monotonic()
 	s.plan = plan
+	d.flight.planned(plan)
 	d.decided(s.tracker.Update(now, plan))
 	d.decided(s.tracker.Observe(now, s.observed))
 	d.seedOwnAdverts(now)
 	if err := d.plane.Heartbeat(now); err != nil {
 		return err
 	}
+	d.flight.begin(s.tracker.Groups(now, d.env.now()))
 	d.apply(plan)
 	return nil
 }
@@ -162,13 +164,18 @@ func (d *daemon) armTick(tick *time.Timer) {
 // advertsHeard takes what has piled up too, within reason.
 func (d *daemon) advertsHeard(advert policy.AdvertSeen) {
 	for range busyAt {
-		d.decided(d.state.tracker.Advert(d.env.monotonic(), advert))
+		d.advertHeard(advert)
 		select {
 		case advert = <-d.adverts:
 		default:
 			return
 		}
 	}
+	d.advertHeard(advert)
+}
+
+func (d *daemon) advertHeard(advert policy.AdvertSeen) {
+	d.flight.advert(advert)
 	d.decided(d.state.tracker.Advert(d.env.monotonic(), advert))
 }
 
@@ -183,6 +190,7 @@ func (d *daemon) sendProbes() {
 
 func (d *daemon) apply(plan policy.Plan) {
 	d.state.plan = plan
+	d.flight.planned(plan)
 	if err := d.beside(func() error { return d.plane.Apply(plan) }); err != nil {
 		d.applyFailed(err)
 		return
@@ -223,6 +231,10 @@ func (d *daemon) tellPin(kind string, key policy.PinKey, detail string) {
 
 // decided puts the tracker's decisions into force and tells of them.
 func (d *daemon) decided(changes []vrrp.Change) {
+	if len(changes) == 0 {
+		return
+	}
+	at := d.env.monotonic()
 	for _, change := range changes {
 		if change.RoleChanged && change.Pin != 0 {
 			if err := d.plane.SetRole(change.Pin, change.Role, false); err != nil {
@@ -230,6 +242,7 @@ func (d *daemon) decided(changes []vrrp.Change) {
 			}
 		}
 	}
+	d.flight.decided(at, changes)
 	for _, change := range changes {
 		if r := d.state.replication; r != nil && change.RoleChanged && change.Group != 0 && change.Pin == 0 {
 			r.flows.SetRole(change.Name, change.Role)

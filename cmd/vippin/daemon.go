@@ -44,6 +44,10 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 		return err
 	}
 	d := newDaemon(e, opts, config, plane, log)
+	if err := d.flight.load(); err != nil {
+		d.state.trouble = append(d.state.trouble, err.Error())
+		log.Warn("the failovers of before are not known", "error", err)
+	}
 	if err := d.start(); err != nil {
 		listener.Close()
 		return err
@@ -62,6 +66,7 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	tasks.Go(func() error { return plane.Collect(ctx, log) })
 	tasks.Go(func() error { return d.followFIFO(ctx) })
 	tasks.Go(func() error { return d.loop(ctx) })
+	tasks.Go(func() error { return d.flight.Run(ctx) })
 	tasks.Go(func() error { return d.hup(ctx) })
 	control := &server{control: d, access: newAccess(config.Control.Group), log: log}
 	tasks.Go(func() error { return control.Serve(ctx, listener) })
@@ -88,6 +93,7 @@ type daemon struct {
 	hub    *eventHub
 	began  time.Time
 	store  toggleStore
+	flight *flightLog
 	prober *loader.Prober // the loop's
 	tasks  *errgroup.Group
 	ctx    context.Context // of tasks
@@ -102,10 +108,12 @@ type daemon struct {
 }
 
 func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dataplane, log *slog.Logger) *daemon {
+	hub := newEventHub(e.now)
 	return &daemon{
 		env: e, opts: opts, plane: plane, log: log,
-		notify: notifier{log: log}, hub: newEventHub(e.now), began: e.now(),
+		notify: notifier{log: log}, hub: hub, began: e.now(),
 		store:   toggleStore{dir: config.StateDir},
+		flight:  newFlightLog(e, log, plane, hub.Publish, config.StateDir),
 		links:   make(chan loader.LinkEvent, 64),
 		adverts: make(chan policy.AdvertSeen, 1024),
 		claims:  make(chan policy.ClaimSeen, 64),

@@ -163,6 +163,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 		return policy.DryRun{}, err
 	}
 	now := d.env.monotonic()
+	d.flight.planned(plan)
 	d.decided(s.tracker.Update(now, plan))
 	if err := d.beside(func() error { return d.plane.Apply(plan) }); err != nil {
 		d.rollBack(now)
@@ -183,6 +184,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 
 func (d *daemon) rollBack(now time.Duration) {
 	s := &d.state
+	d.flight.planned(s.plan)
 	d.decided(s.tracker.Update(now, s.plan))
 	if err := d.plane.SetSettings(settingsOf(s.config)); err != nil {
 		d.log.Error("put the old settings back", "error", err)

@@ -79,12 +79,14 @@ func (d *daemon) linksChanged(event loader.LinkEvent) {
 // noteChanges takes what has piled up too: one look serves for all.
 func (d *daemon) noteChanges(event loader.LinkEvent) {
 	now := d.env.monotonic()
-	d.state.follow.add(event, now)
-	d.linkShaken(event)
-	for len(d.links) > 0 {
-		event := <-d.links
+	for {
 		d.state.follow.add(event, now)
+		d.flight.linkEvent(event)
 		d.linkShaken(event)
+		if len(d.links) == 0 {
+			return
+		}
+		event = <-d.links
 	}
 }
 
@@ -101,6 +103,7 @@ func (d *daemon) look() (seen bool) {
 	d.state.follow.blind = false
 	was := d.state.observed
 	d.state.observed = observed
+	d.flight.observed(was, observed)
 	d.groundLost(was)
 	d.decided(d.state.tracker.Observe(d.env.monotonic(), observed))
 	d.tellReplication()

@@ -60,6 +60,7 @@ type replicator struct {
 	table     flowTable
 	identity  natsync.Config     // of sessions, without handler
 	publish   func(policy.Event) // for who watches
+	flight    *flightLog
 
 	installing sync.Mutex
 
@@ -76,6 +77,7 @@ type replicator struct {
 	taken     int                      // flows taken over whose timeouts are to be normalised
 	links     map[string]*peerLink     // by peer, those with a session
 	history   map[string]*peerHistory  // by peer
+	unready   unready                  // of which peers told, and that do not stand ready
 	counts    policy.ReplicationStatus // but for what is asked for
 
 	loose map[string]bool // groups whose connections another router may forward, or have forwarded
@@ -96,7 +98,7 @@ func newReplicator(e *env, log *slog.Logger, table flowTable, identity natsync.C
 		sync: config.Sync, authority: natsync.NewAuthority(key), told: natsync.NewTable(),
 		hold:     natsync.Hold{For: config.Sync.DeleteHold, Limit: int(config.Dataplane.MaxFlows)},
 		bornHere: make(map[string]bool), unheard: make(map[string]bool), loose: make(map[string]bool),
-		links: make(map[string]*peerLink), history: make(map[string]*peerHistory),
+		links: make(map[string]*peerLink), history: make(map[string]*peerHistory), unready: make(unready),
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -162,7 +164,9 @@ func (r *replicator) SetRole(group string, role policy.Role) {
 	}
 	switch policy.RoleMaster {
 	case role:
-		if taken := r.told.Take(group); taken > 0 {
+		taken := r.told.Take(group)
+		r.flight.taken(r.monotonic(), group, taken, r.unready.take(group))
+		if taken > 0 {
 			r.taken += taken
 			r.rouse()
 		}

@@ -65,7 +65,7 @@ func (d *daemon) beginReplication(config *policy.Config) error {
 		return errors.Join(err, table.Close())
 	}
 	flows := newReplicator(d.env, d.log, table, identity, public, config)
-	flows.publish = d.hub.Publish
+	flows.publish, flows.flight = d.hub.Publish, d.flight
 	r := &replication{flows: flows, ended: make(chan struct{})}
 	if r.transport, err = newTransport(key, trustStore{dir: config.StateDir}, r.serve, d.log); err != nil {
 		return errors.Join(err, table.Close())

@@ -88,6 +88,7 @@ func (r *replicator) leave(link *peerLink) {
 	history.received += stats.Received.Flows
 	if link.greeted {
 		r.publish(policy.Event{Kind: "peer", Over: true, Detail: link.peer + " is not connected any more"})
+		r.flight.peerSession(r.monotonic(), link.peer, false)
 	}
 	if r.links[link.peer] == link {
 		delete(r.links, link.peer)

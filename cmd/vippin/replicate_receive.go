@@ -25,6 +25,7 @@ func (l *peerLink) Hello(hello natsync.Hello) {
 	defer l.r.mu.Unlock()
 	l.hello, l.greeted = hello, true
 	l.askBulk()
+	l.r.flight.peerSession(l.r.monotonic(), l.peer, true)
 	l.r.publish(policy.Event{Kind: "peer", Detail: fmt.Sprintf("%s is connected (node %s, %s)", l.peer, hello.Node, hello.Build)})
 }
 
@@ -37,6 +38,7 @@ func (l *peerLink) State(state natsync.State) {
 		return
 	}
 	for _, group := range state.Groups {
+		r.flight.peerRole(l.peer, group.Name, group.Role)
 		if group.Role == policy.RoleMaster && r.authority.Role(group.Name) == policy.RoleMaster && !l.contests(group.Name) {
 			r.loosen(group.Name)
 		}
@@ -102,6 +104,7 @@ func (l *peerLink) install(flows []policy.Flow) {
 	for i := range flows {
 		flow := &flows[i]
 		if err == nil && outcomes[i].There() {
+			delete(r.unready, flow.FlowKey)
 			r.installed(l.peer, flow, outcomes[i])
 			continue
 		}
@@ -109,6 +112,7 @@ func (l *peerLink) install(flows []policy.Flow) {
 		if err == nil {
 			reason = refusalFor(outcomes[i])
 		}
+		r.unready.note(flow.FlowKey, flow.Group)
 		w.refusals = append(w.refusals, natsync.Refusal{Index: i, Reason: reason})
 	}
 }
@@ -155,6 +159,7 @@ func (l *peerLink) removeGone(gones []natsync.Gone) {
 	r.mu.Lock()
 	for i := range gones {
 		gone := &gones[i]
+		delete(r.unready, gone.Key)
 		record, ok := r.told.Get(gone.Key)
 		if !ok || !r.mayRemove(l.peer, &record) || gone.To != (policy.End{}) && gone.To != record.To {
 			continue
@@ -195,6 +200,7 @@ func (l *peerLink) BulkBegin(groups []string) {
 	round := r.told.Begin()
 	taken := l.session.Stats().Sent.Bulk.Done
 	for _, group := range groups {
+		r.unready.take(group)
 		l.rounds[group] = round
 		l.early[group] = r.unheard[group] || l.offered[group]
 		if l.offered[group] && taken { // the peer may have read its table before it took the offer: once

@@ -189,6 +189,7 @@ func (r *replicator) forget(keys []policy.FlowKey) {
 // with mu.
 func (r *replicator) loses(record *natsync.Record) {
 	r.told.Drop(record.Key)
+	r.unready.note(record.Key, record.Group)
 	if link := r.links[record.Peer]; link != nil {
 		link.missing = true
 	}
@@ -235,11 +236,17 @@ func (r *replicator) normalise(ctx context.Context) {
 	if taken == 0 {
 		return
 	}
+	groups := make(map[string]int)
 	n, err := r.table.Normalise(ctx, func(key *policy.FlowKey) bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.told.IsTaken(*key)
+		record, ok := r.told.Get(*key)
+		if ok && record.Taken {
+			groups[record.Group]++
+		}
+		return ok && record.Taken
 	})
+	r.flight.normalised(r.monotonic(), groups)
 	if err != nil {
 		r.log.Warn("give flows that were taken over their ordinary timeouts", "error", err)
 	}
