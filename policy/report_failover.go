@@ -65,6 +65,7 @@ type Rehearsal struct {
 	Missing  []RehearsalFault `json:"missing"`  // VIPs, routes, rules that this router lacks
 	Took     float64          `json:"took_ms"`  // to install
 	Complete bool             `json:"complete"` // the peer's table came whole
+	Note     string           `json:"note"`     // what was not tried, or why it is not complete; "" = nothing
 }
 
 // RehearsalFault is one reason why flows would break.
