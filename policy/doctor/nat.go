@@ -13,21 +13,6 @@ import (
 
 // Source NAT: vippin works behind masquerade.
 
-// reaches says whether a rule can meet packets that leave by an interface, as
-// far as its conditions are known.
-func reaches(rule policy.NATRule, link policy.Link) bool {
-	return !slices.ContainsFunc(rule.Out, func(m policy.OutMatch) bool { return m.Not == matches(m, link) })
-}
-
-func matches(m policy.OutMatch, link policy.Link) bool {
-	return slices.Contains(m.Indexes, link.Index) || slices.ContainsFunc(m.Names, func(name string) bool {
-		if begin, wild := strings.CutSuffix(name, "*"); wild {
-			return strings.HasPrefix(link.Name, begin)
-		}
-		return name == link.Name
-	})
-}
-
 // rulesFor lists the rules of a family that reach a pin's interface or a
 // virtual MAC over it.
 func (v *view) rulesFor(p pin, v4 bool) (rules []policy.NATRule) {
@@ -35,17 +20,11 @@ func (v *view) rulesFor(p pin, v4 bool) (rules []policy.NATRule) {
 		if v4 && !rule.IPv4 || !v4 && !rule.IPv6 {
 			continue
 		}
-		if reaches(rule, *p.link) || slices.ContainsFunc(p.vmacs, func(link policy.Link) bool { return reaches(rule, link) }) {
+		if rule.Reaches(*p.link) || slices.ContainsFunc(p.vmacs, func(link policy.Link) bool { return rule.Reaches(link) }) {
 			rules = append(rules, rule)
 		}
 	}
 	return rules
-}
-
-// covers says whether a fixed translation uses an address.
-func covers(rule policy.NATRule, addr netip.Addr) bool {
-	return !rule.Masquerade && rule.From.IsValid() && rule.To.IsValid() && addr.IsValid() &&
-		rule.From.Unmap().BitLen() == addr.BitLen() && rule.From.Unmap().Compare(addr) <= 0 && addr.Compare(rule.To.Unmap()) <= 0
 }
 
 func checkMasquerade(v *view) []Finding {
@@ -69,7 +48,7 @@ func checkMasquerade(v *view) []Finding {
 				continue
 			}
 			wanted++
-			masquerades := func(rule policy.NATRule) bool { return rule.Masquerade || covers(rule, family.vip) }
+			masquerades := func(rule policy.NATRule) bool { return rule.Masquerade || rule.Covers(family.vip) }
 			if !slices.ContainsFunc(v.rulesFor(p, is4(family.vip)), masquerades) {
 				lacking = append(lacking, family.name)
 			}
@@ -116,7 +95,7 @@ func checkSNAT(v *view) []Finding {
 				continue
 			}
 			for _, rule := range v.rulesFor(p, is4(vip)) {
-				if !covers(rule, vip) {
+				if !rule.Covers(vip) {
 					continue
 				}
 				table, _, _ := strings.Cut(rule.Where, ", ")
