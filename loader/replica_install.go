@@ -74,6 +74,7 @@ type installer struct {
 	entries  []conntrack.Entry
 	changes  []conntrack.Change
 	tuples   []conntrack.Tuple
+	told     func(i int, w *installing) // what became of each flow; nil: the outcome is enough
 }
 
 // installing is a flow under way.
@@ -89,6 +90,7 @@ type installing struct {
 	end     publicEnd     // what by_local is to have
 	made    madeHalfs     // what was written, and goes again when the flow is refused
 	full    bool          // only an entry that is there already will do
+	err     error         // of the kernel, which refused an entry
 	tcp     conntrack.TCP
 	sctp    conntrack.SCTP
 	master  conntrack.Tuple
@@ -140,6 +142,9 @@ func (r *Replica) install(n int, ordinary *timeouts, of func(i int) Installation
 		}
 		for i, w := range x.list {
 			outcomes[start+i] = w.outcome
+			if x.told != nil {
+				x.told(start+i, w)
+			}
 		}
 	}
 	clear(x.batch[:min(n, installBatch)]) // it points to flows
@@ -224,6 +229,7 @@ func (r *Replica) createEntries() error {
 			w.entry(&x.entries[i], x)
 		}
 		err := r.conn.CreateEach(x.entries, func(i int, err error) {
+			some[i].err = err
 			if some[i].outcome = outcomeOf(err); some[i].outcome != Failed {
 				return
 			}
