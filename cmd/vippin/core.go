@@ -130,7 +130,9 @@ func (d *daemon) loop(ctx context.Context) error {
 		case claim := <-d.claims:
 			d.decided(d.state.tracker.Claim(d.env.monotonic(), claim))
 		case n := <-d.notices:
-			d.decided(d.state.tracker.FIFO(d.env.monotonic(), n.Kind, n.Name, n.State, n.Priority))
+			d.noticed(n)
+		case <-d.words.wake:
+			d.peersSaid()
 		case what := <-d.asked:
 			what()
 			d.settle()
@@ -255,6 +257,7 @@ func (d *daemon) tellChange(change vrrp.Change) {
 	if change.RoleChanged && change.Group != 0 && change.Pin == 0 {
 		d.log.Info("role", "group", change.Name, "is", change.Role.String(), "was", change.Was.String(), "evidence", change.Evidence)
 		role := change.Role
+		d.ready.SetRole(change.Name, role)
 		d.hub.Publish(policy.Event{Kind: "role", Group: change.Name, Role: &role,
 			Detail: "was " + change.Was.String()})
 	}

@@ -66,6 +66,7 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	tasks.Go(func() error { return plane.Collect(ctx, log) })
 	tasks.Go(func() error { return d.followFIFO(ctx) })
 	tasks.Go(func() error { return d.loop(ctx) })
+	tasks.Go(func() error { return d.ready.Run(ctx, d.heardMasters) })
 	tasks.Go(func() error { return d.flight.Run(ctx) })
 	tasks.Go(func() error { return d.hup(ctx) })
 	control := &server{control: d, access: newAccess(config.Control.Group), log: log}
@@ -94,6 +95,8 @@ type daemon struct {
 	began  time.Time
 	store  toggleStore
 	flight *flightLog
+	ready  *readyKeeper
+	words  *peerWords
 	prober *loader.Prober // the loop's
 	tasks  *errgroup.Group
 	ctx    context.Context // of tasks
@@ -114,6 +117,8 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		notify: notifier{log: log}, hub: hub, began: e.now(),
 		store:   toggleStore{dir: config.StateDir},
 		flight:  newFlightLog(e, log, plane, hub.Publish, config.StateDir),
+		ready:   newReadyKeeper(e, log, hub.Publish, config),
+		words:   newPeerWords(),
 		links:   make(chan loader.LinkEvent, 64),
 		adverts: make(chan policy.AdvertSeen, 1024),
 		claims:  make(chan policy.ClaimSeen, 64),

@@ -36,6 +36,7 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 			Replication:        d.replicationStatus(),
 			Warnings:           d.warnings(),
 		}
+		d.ready.evidence(status.Groups)
 	})
 	return status, err
 }
@@ -45,6 +46,7 @@ func (d *daemon) warnings() []string {
 	warnings := append([]string{}, d.state.plan.Warnings...)
 	warnings = append(warnings, d.state.trouble...)
 	warnings = append(warnings, d.replicaWarnings()...)
+	warnings = append(warnings, d.ready.warnings()...)
 	warnings = append(warnings, notYet(d.state.config)...)
 	warnings = append(warnings, marksWarnings(d.plane, d.state.config)...)
 	if d.state.failed != nil {

@@ -23,6 +23,7 @@ type fifoNotice struct {
 	Kind, Name string // GROUP or INSTANCE, and which
 	State      string // as keepalived wrote it
 	Priority   uint8
+	Script     bool // a transition script said so, not the FIFO
 }
 
 const (

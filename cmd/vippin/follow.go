@@ -298,7 +298,7 @@ func (d *daemon) beside(change func() error) error {
 		case claim := <-d.claims:
 			d.decided(d.state.tracker.Claim(d.env.monotonic(), claim))
 		case n := <-d.notices:
-			d.decided(d.state.tracker.FIFO(d.env.monotonic(), n.Kind, n.Name, n.State, n.Priority))
+			d.noticed(n)
 		case <-tick.C:
 			d.decided(d.state.tracker.Tick(d.env.monotonic()))
 		case <-beat.C:

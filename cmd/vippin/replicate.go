@@ -60,6 +60,8 @@ type replicator struct {
 	table     flowTable
 	identity  natsync.Config     // of sessions, without handler
 	publish   func(policy.Event) // for who watches
+	ready     *readyKeeper
+	words     *peerWords
 	flight    *flightLog
 
 	installing sync.Mutex
@@ -162,6 +164,7 @@ func (r *replicator) SetRole(group string, role policy.Role) {
 	if was == role {
 		return
 	}
+	r.ready.Believed("", r.authority)
 	switch policy.RoleMaster {
 	case role:
 		taken := r.told.Take(group)

@@ -30,6 +30,7 @@ type replication struct {
 // That it cannot begin is a warning: the router goes on without.
 func (d *daemon) setReplication(config *policy.Config) {
 	s := &d.state
+	d.setPeers(config)
 	if s.replication != nil && len(config.Sync.Peers) == 0 {
 		d.endReplication()
 	}
@@ -66,6 +67,7 @@ func (d *daemon) beginReplication(config *policy.Config) error {
 	}
 	flows := newReplicator(d.env, d.log, table, identity, public, config)
 	flows.publish, flows.flight = d.hub.Publish, d.flight
+	flows.ready, flows.words = d.ready, d.words
 	r := &replication{flows: flows, ended: make(chan struct{})}
 	if r.transport, err = newTransport(key, trustStore{dir: config.StateDir}, r.serve, d.log); err != nil {
 		return errors.Join(err, table.Close())
@@ -197,6 +199,7 @@ func (d *daemon) Peers(ctx context.Context) (reports []policy.PeerReport, err er
 
 // tellReplication lets the flows' side know of plan and addresses.
 func (d *daemon) tellReplication() {
+	d.ready.SetPlan(d.state.plan)
 	if r := d.state.replication; r != nil {
 		r.flows.SetPlan(d.state.plan, d.state.observed)
 	}

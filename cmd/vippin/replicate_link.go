@@ -78,6 +78,7 @@ func (r *replicator) join(link *peerLink) {
 		r.history[link.peer] = &peerHistory{}
 	}
 	link.session.SetState(r.state())
+	r.ready.Joined(link.peer)
 }
 
 func (r *replicator) leave(link *peerLink) {
@@ -93,6 +94,9 @@ func (r *replicator) leave(link *peerLink) {
 	if r.links[link.peer] == link {
 		delete(r.links, link.peer)
 		r.authority.Gone(link.peer)
+		r.ready.Left(link.peer)
+		r.words.Gone(link.peer)
+		r.ready.Believed("", r.authority) // it may be another one now
 		for _, group := range r.authority.Mastered() {
 			r.unheard[group] = true
 		}

@@ -46,10 +46,12 @@ func (l *peerLink) State(state natsync.State) {
 			l.askBulk()
 		}
 	}
+	before := l.groups
 	l.groups = state.Groups
 	if r.authority.Heard(l.peer, l.key, state.Groups) {
 		r.tellState()
 	}
+	l.spoke(before)
 }
 
 // contests tells whether the peer has said already that it is MASTER of a group.
@@ -217,7 +219,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 	defer r.installing.Unlock()
 	r.mu.Lock()
 	var removals []loader.Removal
-	var again []string
+	var again, whole []string
 	born := make(map[string]uint32)
 	for _, group := range groups {
 		round, began := l.rounds[group]
@@ -225,6 +227,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 		if !began || group != "" && !r.authority.Believes(l.peer, group) {
 			continue
 		}
+		whole = append(whole, group)
 		for _, record := range r.told.Stale(l.peer, group, round) {
 			r.told.Drop(record.Key)
 			removals = append(removals, removal(&record))
@@ -246,6 +249,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 	r.mu.Unlock()
 	removals = append(removals, l.strangers(born)...)
 	r.remove(l.peer, removals)
+	r.ready.Whole(l.peer, whole)
 	if len(removals) > 0 {
 		r.log.Info("removed flows that the MASTER does not have", "peer", l.peer, "flows", len(removals))
 	}

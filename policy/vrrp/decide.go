@@ -278,7 +278,7 @@ func (t *Tracker) conflicts(now time.Duration, g *group, own ownAdverts) []strin
 	notice, told := t.notice(g)
 	disagrees := told && len(g.pins) > 0 && (notice.role == policy.RoleMaster) != (g.role == policy.RoleMaster)
 	if t.lasts(now, g, &g.fifoSince, disagrees) {
-		texts = append(texts, fmt.Sprintf("keepalived says %s, the addresses and adverts say %s", notice.state, g.role))
+		texts = append(texts, fmt.Sprintf("%s says %s, the addresses and adverts say %s", notice.by(), notice.state, g.role))
 	}
 	return texts
 }

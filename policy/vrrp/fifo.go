@@ -23,6 +23,7 @@ type notice struct {
 	role     policy.Role
 	priority uint8
 	at       time.Duration
+	script   bool // a transition script said so
 }
 
 // fifoRoles are keepalived's words and what they say of the role. Those in the
@@ -64,10 +65,19 @@ func ParseFIFO(line string) (kind, name, state string, priority uint8, err error
 	return kind, name, rest[0], uint8(number), nil
 }
 
-// FIFO takes keepalived's word: what its FIFO, or a transition script, says,
-// in the words of ParseFIFO. It is the witness of the group of the same name; a
-// GROUP's word counts more than an INSTANCE's. Unknown states are passed over.
+// FIFO takes keepalived's word: what its FIFO says, in the words of ParseFIFO. It is
+// the witness of the group of the same name; a GROUP's word counts more than an
+// INSTANCE's. Unknown states are passed over.
 func (t *Tracker) FIFO(now time.Duration, kind, name, state string, priority uint8) []Change {
+	return t.notify(now, kind, name, state, priority, false)
+}
+
+// Script takes the same from a transition script.
+func (t *Tracker) Script(now time.Duration, kind, name, state string, priority uint8) []Change {
+	return t.notify(now, kind, name, state, priority, true)
+}
+
+func (t *Tracker) notify(now time.Duration, kind, name, state string, priority uint8, script bool) []Change {
 	key := fifoKey{kind, name}
 	role, known := fifoRoles[state]
 	switch {
@@ -81,8 +91,16 @@ func (t *Tracker) FIFO(now time.Duration, kind, name, state string, priority uin
 		t.overflow++
 		return nil
 	}
-	t.fifo[key] = notice{kind: kind, state: state, role: role, priority: priority, at: now}
+	t.fifo[key] = notice{kind: kind, state: state, role: role, priority: priority, at: now, script: script}
 	return t.decideNamed(now, name)
+}
+
+// by names who said it.
+func (n notice) by() string {
+	if n.script {
+		return "a transition script"
+	}
+	return "keepalived"
 }
 
 func (t *Tracker) decideNamed(now time.Duration, name string) []Change {

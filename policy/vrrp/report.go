@@ -106,7 +106,7 @@ func (t *Tracker) evidence(now time.Duration, g *group) []string {
 	}
 	lines = append(lines, t.claimEvidence(now, g)...)
 	if n, told := t.notice(g); told {
-		lines = append(lines, fmt.Sprintf("keepalived said %s (%s, priority %d) %s ago", n.state, n.kind, n.priority, ago(now, n.at)))
+		lines = append(lines, fmt.Sprintf("%s said %s (%s, priority %d) %s ago", n.by(), n.state, n.kind, n.priority, ago(now, n.at)))
 	}
 	if len(lines) == 0 {
 		lines = []string{"neither pins nor adverts seen"}
