@@ -158,6 +158,9 @@ func (d *dataplane) reset(t *testing.T) {
 	clearMap[DataplaneFlowKey](t, d.Unpinned)
 	d.unmapFlows(t)
 	put(t, d.Settings, uint32(0), DataplaneSettings{})
+	put(t, d.Hold, uint32(0), DataplaneHold{})
+	put(t, d.Heartbeat, uint32(0), uint64(0))
+	put(t, d.Passages, uint32(pinNumber), DataplanePassage{})
 	for group := range uint32(4) {
 		put(t, d.OwnAdverts, group, DataplaneOwnAdvert{})
 	}
