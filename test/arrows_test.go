@@ -28,6 +28,8 @@ var banned = []arrow{
 	{"policy/doctor", "vippin/policy/natsync", "", "doctor judges what others have found out: facts come in as arguments"},
 	{"policy/flight", "vippin/policy/vrrp", "", "the recorder is told what happened: it decides nothing about roles"},
 	{"policy/flight", "vippin/policy/natsync", "", "the recorder is told what happened: it decides nothing about flows"},
+	{"policy/parity", "vippin/policy/vrrp", "", "parity compares what others have found out: facts come in as arguments"},
+	{"policy/parity", "vippin/policy/natsync", "", "parity compares what others have found out: facts come in as arguments"},
 	{"policy", "github.com/google/nftables", "", "policy does no I/O: facts come in as arguments"},
 	{"policy", "github.com/cilium/ebpf", "", "policy does no I/O: facts come in as arguments"},
 	{"policy", "github.com/vishvananda/netlink", "", "policy does no I/O: facts come in as arguments"},
