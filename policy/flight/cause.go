@@ -4,6 +4,7 @@ package flight
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"vippin/policy"
@@ -22,9 +23,17 @@ func (rec *record) other() string {
 	case rec.peer != "":
 		return rec.peer
 	case heard:
-		return a.Source.String()
+		return rec.addressOf(a).String()
 	}
 	return ""
+}
+
+// addressOf is the address to name an advert's sender by.
+func (rec *record) addressOf(a Advert) netip.Addr {
+	if a == rec.heard.last || a == rec.heard.first {
+		return rec.heard.name
+	}
+	return a.Source
 }
 
 // cause says in words how it came about.
@@ -38,9 +47,9 @@ func (rec *record) cause() string {
 // named is a router as its adverts name it, and as the configuration does.
 func (rec *record) named(a Advert) string {
 	if rec.peer == "" {
-		return a.Source.String()
+		return rec.addressOf(a).String()
 	}
-	return fmt.Sprintf("%s (%s)", rec.peer, a.Source)
+	return fmt.Sprintf("%s (%s)", rec.peer, rec.addressOf(a))
 }
 
 func (rec *record) causeOfRise() string {

@@ -20,7 +20,7 @@ import (
 
 const (
 	completeAfter = 60 * time.Second // a role change is told to its end
-	lookBack      = 30 * time.Second // what happened before it belongs to it, at most
+	lookBack      = 10 * time.Second // what happened before it belongs to it, at most
 	aftermath     = 5 * time.Second  // what happened after it does not belong to the next one
 	advertBack    = 3 * time.Minute  // how old a last advert may be: 3 of the longest intervals, RFC 9568 section 5.2.7
 	keptRecords   = 200
@@ -92,7 +92,8 @@ type reading struct {
 // speaker is what the adverts in one direction say.
 type speaker struct {
 	last  Advert
-	first Advert // of those without a pause until last
+	first Advert     // of those without a pause until last
+	name  netip.Addr // of the sender; a link-local one says little
 }
 
 func (s *speaker) take(a Advert) {
@@ -101,7 +102,10 @@ func (s *speaker) take(a Advert) {
 	}
 	resumed := s.last.Priority == 0 && a.Priority != 0
 	if s.last.At == 0 || resumed || a.At-s.last.At > silence(s.last.Interval) {
-		s.first = a
+		s.first, s.name = a, a.Source
+	}
+	if !a.Source.IsLinkLocalUnicast() {
+		s.name = a.Source
 	}
 	s.last = a
 }

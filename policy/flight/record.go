@@ -72,7 +72,7 @@ func newRecord(now Clock, g *group, at time.Duration, was policy.Role) *record {
 		since = max(since, g.changed+min(aftermath, (at-g.changed)/2))
 	}
 	for _, e := range g.ring {
-		if e.at >= since {
+		if e.at >= since && e.what != PeerUp { // that a peer came tells nothing of how the role changed
 			rec.note(e)
 		}
 	}

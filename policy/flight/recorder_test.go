@@ -200,6 +200,22 @@ func TestCausesOfARise(t *testing.T) {
 	}
 }
 
+// A router is named by an address that says something, whichever family's advert
+// came last.
+func TestNameOfTheOther(t *testing.T) {
+	p := newTape(t)
+	p.role(-time.Minute, policy.RoleBackup)
+	p.heard(0, 150)
+	p.Heard(core, Advert{At: boot + ms, Source: netip.MustParseAddr("fe80::4"), Interface: "wan0", VRID: 20, Priority: 150, Interval: interval})
+	p.sent(361*ms, 100)
+	p.role(364*ms, policy.RoleMaster)
+	f := p.last(1000 * ms)
+	p.wantCause(f, "the adverts of 198.51.100.4 stopped")
+	if f.Other != there.String() || !strings.HasPrefix(f.Steps[0].Detail, "fe80::4, ") {
+		t.Errorf("took over from %q, %q", f.Other, f.Steps[0].Detail)
+	}
+}
+
 func TestAloneFromTheBeginning(t *testing.T) {
 	p := newTape(t)
 	p.role(0, policy.RoleFault)

@@ -21,8 +21,8 @@ import (
 // Frame is one frame as it passed an interface. A frame that this machine
 // sends may still lack its transport checksum (offload).
 type Frame struct {
-	Time     time.Time
-	Outgoing bool // leaving through the interface
+	Time     time.Time // the kernel's
+	Outgoing bool      // leaving through the interface
 	Packet   gopacket.Packet
 }
 
@@ -61,6 +61,10 @@ func openPacketSocket(ifname string) (*os.File, error) {
 		return nil, fmt.Errorf("open a packet socket: %w", err)
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) // smaller: frames may be lost
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("ask for time stamps: %w", err)
+	}
 	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: iface.Index}); err != nil {
 		unix.Close(fd)
@@ -75,13 +79,13 @@ func (c *Capture) run() {
 	if err != nil {
 		return
 	}
-	buffer := make([]byte, 1<<17)
+	buffer, control := make([]byte, 1<<17), make([]byte, 128)
 	for {
-		var n int
+		var n, controlled int
 		var from unix.Sockaddr
 		var failed error
 		err := raw.Read(func(fd uintptr) bool {
-			n, from, failed = unix.Recvfrom(int(fd), buffer, 0)
+			n, controlled, _, from, failed = unix.Recvmsg(int(fd), buffer, control, 0)
 			return !errors.Is(failed, unix.EAGAIN)
 		})
 		if err != nil {
@@ -92,11 +96,27 @@ func (c *Capture) run() {
 		}
 		link, _ := from.(*unix.SockaddrLinklayer)
 		c.add(Frame{
-			Time:     time.Now(),
+			Time:     stampIn(control[:controlled]),
 			Outgoing: link != nil && link.Pkttype == unix.PACKET_OUTGOING,
 			Packet:   gopacket.NewPacket(slices.Clone(buffer[:n]), layers.LayerTypeEthernet, gopacket.NoCopy),
 		})
 	}
+}
+
+// stampIn is the kernel's time stamp among control messages; without one the time
+// is now.
+func stampIn(control []byte) time.Time {
+	messages, err := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		var at unix.Timespec
+		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_TIMESTAMPNS || err != nil {
+			continue
+		}
+		if _, err := binary.Decode(m.Data, binary.NativeEndian, &at); err == nil {
+			return time.Unix(at.Unix())
+		}
+	}
+	return time.Now()
 }
 
 func (c *Capture) add(f Frame) {

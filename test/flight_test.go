@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket/layers"
+
+	"vippin/policy"
+	"vippin/policy/flight"
+	"vippin/test/lab"
+	"vippin/test/traffic"
+)
+
+// accuracy is how far a record's times may be from what the wire says.
+const accuracy = 5 * time.Millisecond
+
+// A failover's record says what a packet capture of it says, knows what became of
+// the flows, and outlives the daemon.
+func TestFailoverRecord(t *testing.T) {
+	t.Parallel()
+	s := setScene(t, "flight", lab.Options{Hosts: 2})
+	s.must(s.AddSyncLink())
+	p := &pair{scene: s}
+	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
+	var daemon *lab.Proc
+	for _, r := range s.Routers() {
+		daemon = s.start(r, p.config(r, strings.Replace(onWAN, "vrids: [20]", `vrids: [20, "10@lan0"]`, 1)))
+	}
+	p.awaitRole(s.RA, policy.RoleMaster)
+	p.awaitSync()
+	troop := p.muster(10, 20000, false)
+	p.awaitAgreement(troop.count)
+	p.awaitSync()
+	wire := p.captureBoth(s.RB)
+	_, err := wire.wan.Await(s.ctx, 1, isAdvert(false))
+	s.must(err)
+	s.must(p.Crash(s.RA))
+	troop.allAnswered()
+	record := p.awaitRecord(s.RB, troop.count)
+	p.compareWithWire(record, wire)
+
+	if record.Group != lab.SyncGroup || record.Role != policy.RoleMaster || record.Was != policy.RoleBackup || record.Other != "ra" {
+		t.Errorf("the record is about %s: %s, was %s, took over from %q", record.Group, record.Role, record.Was, record.Other)
+	}
+	if !strings.Contains(record.Cause, "the adverts of ra (") || !strings.Contains(record.Cause, "stopped") {
+		t.Errorf("the cause is %q", record.Cause)
+	}
+	flows := record.Flows
+	if n := uint64(troop.count); flows.TakenOver != n || flows.SpokeAgain != n || flows.Lost != 0 || flows.Normalised > n || flows.Resets != 0 {
+		t.Errorf("of %d flows: %+v", n, flows)
+	}
+	p.outlivesDaemon(s.RB, daemon, record)
+	if t.Failed() {
+		t.Logf("the story:\n%s", s.vippin(s.RB, "failovers"))
+	}
+}
+
+// captures is what passes a router's two interfaces.
+type captures struct{ wan, lan *traffic.Capture }
+
+func (p *pair) captureBoth(r *lab.Router) captures {
+	p.t.Helper()
+	start := func(ifname string) *traffic.Capture {
+		c, err := traffic.StartCapture(r.Do, ifname)
+		p.must(err)
+		p.t.Cleanup(func() { c.Close() })
+		return c
+	}
+	return captures{wan: start(lab.WAN.Name), lan: start(lab.LAN.Name)}
+}
+
+// on is the times of the frames on some captures that match.
+func on(match func(traffic.Frame) bool, from ...*traffic.Capture) (times []time.Time) {
+	for _, c := range from {
+		for _, f := range c.Frames(match) {
+			times = append(times, f.Time)
+		}
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	return times
+}
+
+// isAdvert matches VRRP of either family.
+func isAdvert(outgoing bool) func(traffic.Frame) bool {
+	return func(f traffic.Frame) bool {
+		four, _ := f.Packet.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+		six, _ := f.Packet.Layer(layers.LayerTypeIPv6).(*layers.IPv6)
+		return f.Outgoing == outgoing &&
+			(four != nil && four.Protocol == layers.IPProtocolVRRP || six != nil && six.NextHeader == layers.IPProtocolVRRP)
+	}
+}
+
+// isOfVIP matches the flows' packets of IPv4 from the VIP, or to it.
+func isOfVIP(outgoing bool) func(traffic.Frame) bool {
+	return func(f traffic.Frame) bool {
+		ip, _ := f.Packet.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+		if ip == nil || f.Outgoing != outgoing {
+			return false
+		}
+		end := ip.DstIP
+		if outgoing {
+			end = ip.SrcIP
+		}
+		return end.Equal(net.IP(vip.V4.AsSlice()))
+	}
+}
+
+// isAnnouncement matches gratuitous ARP for the VIP.
+func isAnnouncement(f traffic.Frame) bool {
+	arp, _ := f.Packet.Layer(layers.LayerTypeARP).(*layers.ARP)
+	return arp != nil && f.Outgoing && net.IP(arp.SourceProtAddress).Equal(net.IP(vip.V4.AsSlice()))
+}
+
+// failovers is "vippin failovers -j".
+func (s *scene) failovers(r *lab.Router) (records []policy.Failover) {
+	s.t.Helper()
+	s.must(json.Unmarshal([]byte(s.vippin(r, "failovers", "-j")), &records))
+	return records
+}
+
+// awaitRecord waits until the last record knows the first answer, and that all
+// flows have spoken.
+func (p *pair) awaitRecord(r *lab.Router, flows int) (record policy.Failover) {
+	p.t.Helper()
+	err := p.await("the record of the failover", func() (bool, error) {
+		records := p.failovers(r)
+		if len(records) != 1 {
+			return false, nil
+		}
+		record = records[0]
+		_, answered := stepOf(record, flight.FirstReply)
+		return answered && record.Flows.SpokeAgain >= uint64(flows), nil
+	})
+	if err != nil {
+		p.t.Logf("the last one: %+v", record)
+	}
+	p.must(err)
+	return record
+}
+
+func stepOf(record policy.Failover, what string) (policy.FailoverStep, bool) {
+	i := slices.IndexFunc(record.Steps, func(s policy.FailoverStep) bool { return s.What == what })
+	if i < 0 {
+		return policy.FailoverStep{}, false
+	}
+	return record.Steps[i], true
+}
+
+// compareWithWire checks each time that the wire knows too.
+func (p *pair) compareWithWire(record policy.Failover, wire captures) {
+	p.t.Helper()
+	heard := on(isAdvert(false), wire.wan, wire.lan)
+	for what, seen := range map[string][]time.Time{
+		flight.LastAdvert:     heard[max(0, len(heard)-1):],
+		flight.FirstOwnAdvert: on(isAdvert(true), wire.wan, wire.lan),
+		flight.FirstPinned:    on(isOfVIP(true), wire.wan),
+		flight.FirstReply:     on(isOfVIP(false), wire.wan),
+	} {
+		step, told := stepOf(record, what)
+		if !told || len(seen) == 0 {
+			p.t.Errorf("%s: told %t, seen on the wire %d times", what, told, len(seen))
+			continue
+		}
+		off := step.Time.Sub(seen[0])
+		p.t.Logf("%s: %s after the wire", what, off)
+		if off.Abs() > accuracy {
+			p.t.Errorf("%s: the record says %s, the wire %s", what, step.Time, seen[0])
+		}
+	}
+	// keepalived advertises, adds the VIPs, and announces them by ARP.
+	announced := on(isAnnouncement, wire.wan)
+	own, _ := stepOf(record, flight.FirstOwnAdvert)
+	added, told := stepOf(record, flight.VIPAdded)
+	role, _ := stepOf(record, flight.RoleDecided)
+	inForce, _ := stepOf(record, flight.RoleInForce)
+	switch {
+	case !told || len(announced) == 0 || !strings.Contains(added.Detail, vip.V4.String()):
+		p.t.Errorf("VIP added: told %t (%q), announced %d times", told, added.Detail, len(announced))
+	case added.Time.Before(own.Time) || added.Time.After(announced[0].Add(accuracy)):
+		p.t.Errorf("VIP added at %s, the first own advert left at %s, the announcement at %s", added.Time, own.Time, announced[0])
+	case role.Time.Before(added.Time) || inForce.Time.Before(role.Time):
+		p.t.Errorf("VIP added at %s, role decided %s, in force %s", added.Time, role.Time, inForce.Time)
+	}
+}
+
+// outlivesDaemon kills the daemon in the midst of a record: the record stays, says
+// so, and is there when the daemon is back.
+func (p *pair) outlivesDaemon(r *lab.Router, daemon *lab.Proc, record policy.Failover) {
+	p.t.Helper()
+	p.must(p.await("the record on the disk", func() (bool, error) {
+		data, err := os.ReadFile(filepath.Join(r.StateDir(), "failovers.json"))
+		return err == nil && strings.Contains(string(data), flight.FirstReply), nil
+	}))
+	p.must(daemon.Kill9())
+	check := func(when string) {
+		p.t.Helper()
+		records := p.failovers(r)
+		if len(records) != 1 || !records[0].Time.Equal(record.Time) || records[0].Complete || !strings.Contains(records[0].Note, "daemon ended") {
+			p.t.Errorf("%s: %+v", when, records)
+		}
+	}
+	check("without a daemon")
+	p.must(daemon.Restart())
+	p.must(p.AwaitVippin(p.ctx, r))
+	p.awaitRole(r, policy.RoleMaster)
+	check("after its restart")
+}
