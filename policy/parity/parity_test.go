@@ -101,7 +101,7 @@ func sources(n names) Sources {
 				addr("198.51.100."+n.octet+"/24", false), addr("2001:db8:2::"+n.octet+"/64", false), addr("fe80::"+n.octet+"/64", false),
 			}},
 			{Index: 3, Name: n.voip, VLAN: tagIf(n, 20), Addrs: []policy.Addr{addr("203.0.113."+n.octet+"/24", false)}},
-			{Index: 4, Name: n.inside, VLAN: tagIf(n, n.tag), Addrs: []policy.Addr{addr("192.168.101."+n.octet+"/24", false)}},
+			{Index: 4, Name: n.inside, VLAN: tagIf(n, n.tag), Addrs: []policy.Addr{addr("192.168.101."+n.octet+"/24", false), addr("2001:db8:101::"+n.octet+"/64", false)}},
 			{Index: 5, Name: n.sync, Addrs: []policy.Addr{addr("198.19.0."+n.octet+"/29", false)}},
 			{Index: 6, Name: "vrrp.10", Kind: "macvlan", Parent: 2, Addrs: []policy.Addr{addr("198.51.100.99/32", false)}},
 			{Index: 7, Name: "unused"},
@@ -275,13 +275,13 @@ func TestAdverts(t *testing.T) {
 func TestWorstFirst(t *testing.T) {
 	s := sources(nics)
 	s.Tier, s.Likeness.MTU[2], s.Config.Sync.Scope, s.Plan.Pins[0].Enabled, s.Plan.Pins[1].Retired = "clsact", 1400, policy.ScopeAll, false, true
-	s.Version, s.Likeness.Sysctls["net/ipv4/ip_forward"] = "2", "0"
+	s.Version, s.Likeness.Sysctls["net/ipv4/ip_forward"], s.Likeness.NAT.Legacy = "2", "0", []string{"IPv4"}
 	var checks []string
 	found := Compare(Gather(sources(trunk)), Gather(s), "b", noon)
 	for _, d := range found {
 		checks = append(checks, d.Check)
 	}
-	if want := []string{"vlan", "pin", "sync", "sysctl", "mtu", "tier", "version"}; !slices.Equal(checks, want) || Errors(found) != 4 {
+	if want := []string{"vlan", "pin", "sync", "sysctl", "nat", "mtu", "tier", "version"}; !slices.Equal(checks, want) || Errors(found) != 4 {
 		t.Errorf("%v, %d errors, want %v, 4", checks, Errors(found), want)
 	}
 }
