@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -94,9 +95,13 @@ func (s *server) notify(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = s.control.Notify(r.Context(), n)
 	}
-	if err != nil {
+	var unknown *unknownGroupError
+	switch {
+	case errors.As(err, &unknown):
+		s.answer(w, http.StatusNotFound, failure{Error: err.Error()})
+	case err != nil:
 		s.fail(w, err)
-		return
+	default:
+		s.answer(w, http.StatusOK, struct{}{})
 	}
-	s.answer(w, http.StatusOK, struct{}{})
 }
