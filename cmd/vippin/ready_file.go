@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"vippin/policy"
@@ -35,11 +37,13 @@ func (k *readyKeeper) write(statuses []policy.ReadyStatus) {
 	for path, ready := range readyFiles(file, statuses) {
 		wanted[path], k.files[path] = ready, true
 	}
-	var errs []error
-	for path, ready := range wanted {
-		errs = append(errs, writeReady(path, ready))
+	var first error // what keeps one from being written keeps all
+	for _, path := range slices.Sorted(maps.Keys(wanted)) {
+		if err := writeReady(path, wanted[path]); first == nil {
+			first = err
+		}
 	}
-	k.note(errors.Join(errs...))
+	k.note(first)
 }
 
 // readyFiles names the files and says what they tell.
