@@ -61,6 +61,7 @@ func (r machineReader) alike(interfaces []string) map[string]string {
 // sees to.
 var notAlike = map[string]bool{
 	"nf_conntrack_count": true, "nf_conntrack_buckets": true, "nf_conntrack_events": true, "nf_conntrack_log_invalid": true,
+	"nf_conntrack_expect_max": true, "nf_conntrack_frag6_high_thresh": true, "nf_conntrack_frag6_low_thresh": true, "nf_conntrack_frag6_timeout": true,
 }
 
 // running lists which of some programs run, wherever.

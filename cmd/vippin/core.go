@@ -227,6 +227,7 @@ func (d *daemon) applyFailed(err error) {
 }
 
 func (d *daemon) tellPin(kind string, key policy.PinKey, detail string) {
+	d.alike.rouse()
 	d.log.Info("pin "+key.String(), kind, detail)
 	d.hub.Publish(policy.Event{Kind: kind, Pin: key.String(), Detail: detail})
 }
@@ -255,6 +256,7 @@ func (d *daemon) decided(changes []vrrp.Change) {
 
 func (d *daemon) tellChange(change vrrp.Change) {
 	if change.RoleChanged && change.Group != 0 && change.Pin == 0 {
+		d.alike.rouse()
 		d.log.Info("role", "group", change.Name, "is", change.Role.String(), "was", change.Was.String(), "evidence", change.Evidence)
 		role := change.Role
 		d.ready.SetRole(change.Name, role)

@@ -69,6 +69,8 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	tasks.Go(func() error { return d.ready.Run(ctx, d.heardMasters) })
 	tasks.Go(func() error { return d.flight.Run(ctx) })
 	tasks.Go(func() error { return d.hup(ctx) })
+	d.alike.gather, d.alike.tell = d.facts, d.tellFacts
+	tasks.Go(func() error { return d.alike.Run(ctx) })
 	control := &server{control: d, access: newAccess(config.Control.Group), log: log}
 	tasks.Go(func() error { return control.Serve(ctx, listener) })
 	tasks.Go(func() error { return d.notify.Watchdog(ctx, d.healthy) })
@@ -97,6 +99,7 @@ type daemon struct {
 	flight *flightLog
 	ready  *readyKeeper
 	words  *peerWords
+	alike  *alike
 	prober *loader.Prober // the loop's
 	tasks  *errgroup.Group
 	ctx    context.Context // of tasks
@@ -119,6 +122,7 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		flight:  newFlightLog(e, log, plane, hub.Publish, config.StateDir),
 		ready:   newReadyKeeper(e, log, hub.Publish, config),
 		words:   newPeerWords(),
+		alike:   newAlike(e, log),
 		links:   make(chan loader.LinkEvent, 64),
 		adverts: make(chan policy.AdvertSeen, 1024),
 		claims:  make(chan policy.ClaimSeen, 64),

@@ -46,6 +46,7 @@ func (d *daemon) warnings() []string {
 	warnings := append([]string{}, d.state.plan.Warnings...)
 	warnings = append(warnings, d.state.trouble...)
 	warnings = append(warnings, d.replicaWarnings()...)
+	warnings = append(warnings, d.alike.warnings()...)
 	warnings = append(warnings, d.ready.warnings()...)
 	warnings = append(warnings, notYet(d.state.config)...)
 	warnings = append(warnings, marksWarnings(d.plane, d.state.config)...)

@@ -30,6 +30,7 @@ type env struct {
 	dial      func(ctx context.Context, path string) (net.Conn, error) // the control socket
 	observe   func() (policy.Observed, error)
 	machine   func(loader.MachineOptions) policy.Machine
+	likeness  func(interfaces []string) policy.Likeness
 	btf       func() bool
 	open      func(bpffs string) (dataplane, error)
 	load      func(loader.Options) (dataplane, error)
@@ -66,6 +67,7 @@ func newEnv() *env {
 		},
 		observe:   loader.Observe,
 		machine:   loader.Machine,
+		likeness:  loader.Likeness,
 		btf:       loader.HasBTF,
 		open:      openDataplane,
 		load:      loadDataplane,

@@ -60,6 +60,7 @@ type replicator struct {
 	table     flowTable
 	identity  natsync.Config     // of sessions, without handler
 	publish   func(policy.Event) // for who watches
+	alike     *alike             // what peers should have alike; nil: they are not told
 	ready     *readyKeeper
 	words     *peerWords
 	flight    *flightLog

@@ -67,7 +67,7 @@ func (d *daemon) beginReplication(config *policy.Config) error {
 	}
 	flows := newReplicator(d.env, d.log, table, identity, public, config)
 	flows.publish, flows.flight = d.hub.Publish, d.flight
-	flows.ready, flows.words = d.ready, d.words
+	flows.ready, flows.words, flows.alike = d.ready, d.words, d.alike
 	r := &replication{flows: flows, ended: make(chan struct{})}
 	if r.transport, err = newTransport(key, trustStore{dir: config.StateDir}, r.serve, d.log); err != nil {
 		return errors.Join(err, table.Close())
@@ -199,6 +199,7 @@ func (d *daemon) Peers(ctx context.Context) (reports []policy.PeerReport, err er
 
 // tellReplication lets the flows' side know of plan and addresses.
 func (d *daemon) tellReplication() {
+	d.alike.rouse()
 	d.ready.SetPlan(d.state.plan)
 	if r := d.state.replication; r != nil {
 		r.flows.SetPlan(d.state.plan, d.state.observed)

@@ -78,6 +78,7 @@ func (r *replicator) join(link *peerLink) {
 		r.history[link.peer] = &peerHistory{}
 	}
 	link.session.SetState(r.state())
+	link.tellDigest()
 	r.ready.Joined(link.peer)
 }
 
@@ -94,6 +95,7 @@ func (r *replicator) leave(link *peerLink) {
 	if r.links[link.peer] == link {
 		delete(r.links, link.peer)
 		r.authority.Gone(link.peer)
+		r.alike.gone(link.peer)
 		r.ready.Left(link.peer)
 		r.words.Gone(link.peer)
 		r.ready.Believed("", r.authority) // it may be another one now

@@ -306,7 +306,7 @@ func (l *peerLink) Refused(flows []policy.Flow, reasons []natsync.Reason) {
 func (l *peerLink) Acked([]policy.Flow) {}
 
 // Digest is what the peer says that routers should have alike.
-func (l *peerLink) Digest([]byte) {}
+func (l *peerLink) Digest(digest []byte) { l.r.alike.heard(l.peer, digest) }
 
 // Lost has the peer told of everything, since it missed something.
 func (l *peerLink) Lost() { l.askBulk() }
