@@ -74,7 +74,7 @@ func (x *rehearsal) translates(rules []policy.NATRule, key served, vip netip.Add
 			}
 		}
 	}
-	return key.pin.Ifindex == 0 // that is said elsewhere
+	return !slices.ContainsFunc(x.Seen.Links, func(link policy.Link) bool { return link.Index == key.pin.Ifindex }) // said elsewhere
 }
 
 // pins lists those of the peer that this router does not have.

@@ -83,7 +83,7 @@ func (w *wayFinder) collect() (out, back map[wayKey]*sample, more uint64) {
 	for i := range w.Flows[:w.tried] {
 		f := &w.Flows[i]
 		pin := w.plan.named[f.Pin]
-		if pin == nil {
+		if pin == nil || w.bad[i] {
 			continue
 		}
 		why, known := unusable[pin]
