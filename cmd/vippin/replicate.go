@@ -168,8 +168,8 @@ func (r *replicator) SetRole(group string, role policy.Role) {
 	r.ready.Believed("", r.authority)
 	switch policy.RoleMaster {
 	case role:
-		taken := r.told.Take(group)
-		r.flight.taken(r.monotonic(), group, taken, r.unready.take(group))
+		taken, held := r.told.Take(group)
+		r.flight.taken(r.monotonic(), group, held, r.unready.take(group))
 		if taken > 0 {
 			r.taken += taken
 			r.rouse()

@@ -101,9 +101,15 @@ func (rec *record) sentAdvert(a Advert) {
 	switch {
 	case a.At <= rec.at:
 		rec.own.take(a)
-	case rec.role == policy.RoleMaster && rec.ownAfter.At == 0, rec.role != policy.RoleMaster:
+	case rec.role == policy.RoleMaster && rec.ownAfter.At == 0, rec.role != policy.RoleMaster && rec.goesOn(a):
 		rec.ownAfter = a
 	}
+}
+
+// goesOn tells an own advert that is late from one of the next time as MASTER.
+func (rec *record) goesOn(a Advert) bool {
+	last, _ := rec.lastOwn()
+	return a.Priority == 0 || last.Priority != 0 && a.At-last.At <= silence(last.Interval)
 }
 
 // lastHeard is the last advert of another router before the role changed, if it

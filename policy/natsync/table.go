@@ -137,20 +137,25 @@ func (t *Table) Stale(peer, group string, round uint32) []Record {
 }
 
 // Take makes a group's flows this router's own, since it has become MASTER of the
-// group. They stay known. It returns how many there are.
-func (t *Table) Take(group string) (taken int) {
+// group. They stay known. It returns how many it is new for, and how many there
+// are.
+func (t *Table) Take(group string) (taken, held int) {
 	number, ok := t.groups.number[group]
 	if !ok {
-		return 0
+		return 0, 0
 	}
 	for key, r := range t.records {
-		if int(r.group) == number && !r.taken {
+		if int(r.group) != number {
+			continue
+		}
+		held++
+		if !r.taken {
 			taken++
 			r.taken = true
 			t.records[key] = r
 		}
 	}
-	return taken
+	return taken, held
 }
 
 // IsTaken tells whether a flow is one that this router has taken over.

@@ -70,10 +70,12 @@ func TestTableTakeover(t *testing.T) {
 	if got := table.Standing("a"); len(got) != 1 || got[0].Src.Port != 1 {
 		t.Errorf("standing: %v", got)
 	}
-	if got := table.Take(core); got != 1 || !table.IsTaken(testFlow(1, udp).FlowKey) {
-		t.Errorf("taken: %v", got)
+	if taken, held := table.Take(core); taken != 1 || held != 2 || !table.IsTaken(testFlow(1, udp).FlowKey) {
+		t.Errorf("taken: %v", taken)
 	}
-	if table.Take(core) != 0 || table.Take("another") != 0 || table.IsTaken(testFlow(9, udp).FlowKey) || table.Standing("a") != nil || table.Standing("x") != nil {
+	again, held := table.Take(core)
+	another, _ := table.Take("another")
+	if again != 0 || held != 2 || another != 0 || table.IsTaken(testFlow(9, udp).FlowKey) || table.Standing("a") != nil || table.Standing("x") != nil {
 		t.Error("taken twice")
 	}
 	if record, _ := table.Get(testFlow(1, udp).FlowKey); !record.Taken || record.Peer != "a" {
