@@ -43,6 +43,7 @@ type Keepalived struct {
 	Global       string // more lines for global_defs
 	Instance     string // more lines for every instance
 	Group        string // more lines for the sync group
+	TrackFile    string // path; with a positive number in it the priority is higher by 50 times that, "" = none
 }
 
 func (k Keepalived) withDefaults(router string) Keepalived {
@@ -160,6 +161,10 @@ func (l *Lab) WriteKeepalived(r *Router, k Keepalived) (string, error) {
 		fmt.Fprintf(&text, "\tvrrp_notify_fifo %s\n", k.NotifyFIFO)
 	}
 	text.WriteString(k.Global + "}\n")
+	if k.TrackFile != "" {
+		fmt.Fprintf(&text, "track_file vippin {\n\tfile %q\n\tweight 50\n}\n", k.TrackFile)
+		k.Group += "\ttrack_file {\n\t\tvippin\n\t}\n"
+	}
 	for _, s := range l.Segments() {
 		for _, v6 := range []bool{false, true} {
 			if v6 && k.IPv4Only {

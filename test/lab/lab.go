@@ -27,6 +27,7 @@ type Lab struct {
 	Transit, BeyondHost  *Node   // with Options.Transit: eth0 on the WAN, eth1 to BeyondHost's eth0
 	Inside, DeepHost     *Node   // with Options.Inside: eth0 on the LAN, eth1 to DeepHost's eth0
 
+	syncLink bool          // there is one
 	spawn    chan func()   // runs on the one thread that starts processes
 	quit     chan struct{} // closed by Close
 	spawning chan struct{} // closed when that thread starts nothing more

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"vippin/test/traffic"
 )
 
@@ -143,4 +146,55 @@ func TestFirewall(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A rebooted router has forgotten everything, and has the addresses it had.
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	l := ForTest(t, "reboot", Options{Firewall: true, Hosts: 1})
+	if err := l.AddSyncLink(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StartRouters(ctx, Keepalived{IPv4Only: true}); err != nil {
+		t.Fatal(err)
+	}
+	server := serve(t, l)
+	sourceOf(t, l.Hosts[0], server, ServerFar.V4)
+	describe := func() string {
+		text, err := l.RA.Run(ctx, "sh", "-c", "(ip -br link; ip -br addr; ip route) | sed 's/@if[0-9]*//' | tr -s ' '; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	for _, vip := range l.RA.VIPs() {
+		if held, err := l.RA.Holds(vip); err != nil || !held {
+			t.Fatalf("ra does not hold %s (%v)", vip, err)
+		}
+	}
+	if err := l.RA.Keepalived().Stop(); err != nil { // so that the VIPs are not compared
+		t.Fatal(err)
+	}
+	before := describe()
+	if err := l.Reboot(ctx, l.RA); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.RB.AwaitMaster(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if after := describe(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	entries, err := l.RA.Netlink().ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	if err != nil || len(entries) > 0 {
+		t.Errorf("conntrack knows %v (%v)", entries, err)
+	}
+	if _, err := l.StartKeepalived(l.RA, Keepalived{IPv4Only: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.RA.AwaitMaster(ctx); err != nil { // and works
+		t.Fatal(err)
+	}
+	sourceOf(t, l.Hosts[0], server, ServerFar.V4)
 }

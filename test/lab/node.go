@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -29,14 +30,23 @@ type Node struct {
 	lab    *Lab
 	handle netns.NsHandle
 	nl     *netlink.Handle
+	macs   map[string]net.HardwareAddr // of interfaces that plug makes, by name; others get any
 }
 
 // addNode makes a namespace in which IPv6 addresses are usable at once.
 func (l *Lab) addNode(name string) (*Node, error) {
-	n := &Node{Name: name, NS: prefix() + l.Name + "-" + name, lab: l}
+	n := &Node{Name: name, NS: prefix() + l.Name + "-" + name, lab: l, handle: netns.None()}
+	l.mu.Lock()
+	l.nodes = append(l.nodes, n)
+	l.mu.Unlock()
+	return n, n.make()
+}
+
+// make makes the node's namespace.
+func (n *Node) make() error {
 	origin, err := netns.Get()
 	if err != nil {
-		return nil, fmt.Errorf("open this thread's network namespace: %w", err)
+		return fmt.Errorf("open this thread's network namespace: %w", err)
 	}
 	defer origin.Close()
 	// NewNamed leaves its thread in the new namespace; Inside takes it back.
@@ -45,13 +55,10 @@ func (l *Lab) addNode(name string) (*Node, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("make namespace %s: %w", n.NS, err)
+		return fmt.Errorf("make namespace %s: %w", n.NS, err)
 	}
-	l.mu.Lock()
-	l.nodes = append(l.nodes, n)
-	l.mu.Unlock()
 	if n.nl, err = netlink.NewHandleAt(n.handle); err != nil {
-		return nil, fmt.Errorf("open netlink in %s: %w", n.NS, err)
+		return fmt.Errorf("open netlink in %s: %w", n.NS, err)
 	}
 	settings := map[string]string{
 		"net/ipv6/conf/all/accept_dad":     "0",
@@ -61,15 +68,20 @@ func (l *Lab) addNode(name string) (*Node, error) {
 	}
 	for key, value := range settings {
 		if err := n.Sysctl(key, value); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return n, n.setUp("lo")
+	return n.setUp("lo")
 }
 
+// remove removes the namespace, if there is one.
 func (n *Node) remove() error {
 	if n.nl != nil {
 		n.nl.Close()
+		n.nl = nil
+	}
+	if !n.handle.IsOpen() {
+		return nil
 	}
 	return errors.Join(n.handle.Close(), netns.DeleteNamed(n.NS))
 }

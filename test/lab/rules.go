@@ -18,12 +18,16 @@ func (l *Lab) addRules() error {
 	defer cancel()
 	var errs []error
 	for _, r := range l.Routers() {
-		errs = append(errs, r.masquerade(ctx, l.Options.Masquerade))
-		if l.Options.Firewall {
-			errs = append(errs, r.firewall(ctx))
-		}
+		errs = append(errs, r.addRules(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+func (r *Router) addRules(ctx context.Context) error {
+	if err := r.masquerade(ctx, r.lab.Options.Masquerade); err != nil || !r.lab.Options.Firewall {
+		return err
+	}
+	return r.firewall(ctx)
 }
 
 func (r *Router) masquerade(ctx context.Context, how Masquerade) error {

@@ -42,6 +42,7 @@ func (l *Lab) AddSyncLink() error {
 			return err
 		}
 	}
+	l.syncLink = true
 	return nil
 }
 

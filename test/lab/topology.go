@@ -65,7 +65,7 @@ func (l *Lab) addSwitch(name string, bridges ...string) (*Node, error) {
 func (n *Node) plug(ifname string, at *Node, bridge, port string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = port
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: ifname, PeerNamespace: netlink.NsFd(n.handle)}
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: ifname, PeerNamespace: netlink.NsFd(n.handle), PeerHardwareAddr: n.macs[ifname]}
 	if err := at.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("plug %s of %s into %s: %w", ifname, n.NS, at.NS, err)
 	}
@@ -236,6 +236,11 @@ func (l *Lab) addRouter(name string, ends func(Segment) Ends) (*Router, error) {
 func (r *Router) configure() error {
 	for _, s := range r.lab.Segments() {
 		if err := r.addEnds(s.Name, s, r.Own(s)); err != nil {
+			return err
+		}
+	}
+	if r.lab.syncLink {
+		if err := r.addAddress(SyncLink, r.SyncAddr(), 29, false); err != nil {
 			return err
 		}
 	}
