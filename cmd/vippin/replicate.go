@@ -42,6 +42,7 @@ type flowTable interface {
 	Normalise(ctx context.Context, wanted func(*policy.FlowKey) bool) (changed int, err error)
 	Loosen(ctx context.Context, wanted func(group string) bool) (loosened int, err error)
 	InstallExpectation(*policy.Expectation) error
+	Rehearse(context.Context, loader.Rehearsing) (policy.Rehearsal, error)
 	Skipped() map[string]uint64
 	Close() error
 }
@@ -66,6 +67,7 @@ type replicator struct {
 	flight    *flightLog
 
 	installing sync.Mutex
+	rehearsing sync.Mutex // one at a time
 
 	mu        sync.Mutex
 	sync      policy.SyncConfig

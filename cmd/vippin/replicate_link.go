@@ -27,6 +27,7 @@ type peerLink struct {
 	hello    natsync.Hello
 	greeted  bool
 	groups   []natsync.GroupState
+	pins     []natsync.PinState
 	rounds   map[string]uint32 // of bulks that are coming in, by group
 	offered  map[string]bool   // groups whose flows were told though the peer is MASTER, of late
 	early    map[string]bool   // groups whose bulk may not know of the offer
@@ -38,6 +39,8 @@ type peerLink struct {
 
 	// Of the session's reader alone, so that a batch makes no garbage:
 	work installWork
+
+	table peerTable // for a rehearsal
 }
 
 // refusedMost bounds what is remembered flow by flow; all are counted.

@@ -47,7 +47,7 @@ func (l *peerLink) State(state natsync.State) {
 		}
 	}
 	before := l.groups
-	l.groups = state.Groups
+	l.groups, l.pins = state.Groups, state.Pins
 	if r.authority.Heard(l.peer, l.key, state.Groups) {
 		r.tellState()
 	}
@@ -71,6 +71,7 @@ func (l *peerLink) Batch(batch *natsync.Batch) []natsync.Refusal {
 	l.removeGone(batch.Gones)
 	l.work.refusals = l.work.refusals[:0]
 	l.install(batch.Flows)
+	l.table.note(batch)
 	for i := range batch.Expectations {
 		if err := r.table.InstallExpectation(&batch.Expectations[i]); err != nil {
 			r.log.Debug("install an expectation of a peer", "peer", l.peer, "error", err)
@@ -196,6 +197,7 @@ func (r *replicator) remove(peer string, list []loader.Removal) {
 
 // BulkBegin begins a round: what is not told of in it has ended.
 func (l *peerLink) BulkBegin(groups []string) {
+	l.table.begin(groups)
 	r := l.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -214,6 +216,7 @@ func (l *peerLink) BulkBegin(groups []string) {
 // BulkEnd removes what the round did not tell of, as far as it is the peer's to
 // say.
 func (l *peerLink) BulkEnd(groups []string, count uint64) {
+	l.table.end()
 	r := l.r
 	r.installing.Lock()
 	defer r.installing.Unlock()

@@ -43,6 +43,7 @@ type fakeTable struct {
 	refreshed int
 	normal    int
 	loosened  map[string]int
+	rehearsed []loader.Rehearsing
 	full      bool
 	events    chan loader.FlowEvent
 }
