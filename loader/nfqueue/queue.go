@@ -165,7 +165,8 @@ func (q *Queue) run(ctx context.Context, handle func(*Packet)) error {
 		if err != nil {
 			return err
 		}
-		messages, err := syscall.ParseNetlinkMessage(buffer[:n])
+		// The kernel does not fill the last attribute up, the parser wants it so.
+		messages, err := syscall.ParseNetlinkMessage(buffer[:min((n+3)&^3, len(buffer))])
 		if err != nil {
 			q.malformed.Add(1)
 			continue

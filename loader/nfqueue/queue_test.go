@@ -234,6 +234,28 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// Packets of every length are read, to their end.
+func TestLengths(t *testing.T) {
+	s := newScene(t)
+	q := s.open(Config{})
+	packets, _ := s.run(q)
+	for length := 4; length < 40; length++ {
+		datagram := make([]byte, length)
+		for i := range datagram {
+			datagram[i] = byte(length + i)
+		}
+		if _, err := s.from.Write(datagram); err != nil {
+			t.Fatal(err)
+		}
+		ids, last := s.queued(packets, 1)
+		if len(last.Payload) != 28+length || string(last.Payload[28:]) != string(datagram) || int(last.Length) != 28+length {
+			t.Errorf("a datagram of %d octets became %x", length, last.Payload)
+		}
+		verdicts(t, q, Accept, ids...)
+		s.arrives(int(binary.BigEndian.Uint32(datagram)))
+	}
+}
+
 // Verdicts on thousands of packets take some messages, not one each, and Run may
 // be called again.
 func TestVerdictBatch(t *testing.T) {
