@@ -131,6 +131,9 @@ func showRehearsals(o *output, rehearsals []policy.Rehearsal) error {
 		if !r.Complete {
 			lines = append(lines, "  its table did not come whole: there may be more")
 		}
+		if r.Note != "" {
+			lines = append(lines, "  "+o.painted(yellow, "note:")+" "+clean(r.Note))
+		}
 		for _, fault := range r.Missing {
 			lines = append(lines, faultLine("missing "+fault.What, fault))
 		}
