@@ -228,10 +228,7 @@ func (t *markTable) replace() error {
 	}
 	for i, chain := range t.chains {
 		for _, rule := range chain.rules {
-			conn.AddRule(&nftables.Rule{
-				Table: table, Chain: chains[i], Exprs: rule.exprs,
-				UserData: userdata.AppendString(nil, userdata.TypeComment, rule.comment),
-			})
+			addRule(conn, chains[i], rule)
 		}
 	}
 	if err := conn.Flush(); err != nil {
@@ -350,15 +347,24 @@ func commentsOf(rules []markRule) []string {
 	return comments
 }
 
-// readRules reads the comments of the rules. Not by the library, which would
-// decode what the rules say, and cannot decode all of it (a ct expression's
-// direction is an octet).
+// readRules reads the comments of the rules.
 func (h *heldTable) readRules() error {
-	table, err := mdnetlink.MarshalAttributes([]mdnetlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(marksTable), 0)}})
+	return ruleComments(nftables.TableFamilyINet, marksTable, func(chain, comment string) {
+		if _, there := h.comments[chain]; there {
+			h.comments[chain] = append(h.comments[chain], comment)
+		}
+	})
+}
+
+// ruleComments hands on the comment of each rule of a table. It is not done by the
+// library, which would decode what the rules say, and cannot decode all of it (a
+// ct expression's direction is an octet).
+func ruleComments(family nftables.TableFamily, table string, each func(chain, comment string)) error {
+	request, err := mdnetlink.MarshalAttributes([]mdnetlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(table), 0)}})
 	if err != nil {
 		return err
 	}
-	return askTables(unix.NFT_MSG_GETRULE, mdnetlink.Dump, unix.NFPROTO_INET, table, func(attributes *mdnetlink.AttributeDecoder) {
+	return askTables(unix.NFT_MSG_GETRULE, mdnetlink.Dump, byte(family), request, func(attributes *mdnetlink.AttributeDecoder) {
 		var of, chain, comment string
 		for attributes.Next() {
 			switch attributes.Type() {
@@ -370,8 +376,8 @@ func (h *heldTable) readRules() error {
 				comment, _ = userdata.GetString(attributes.Bytes(), userdata.TypeComment)
 			}
 		}
-		if _, there := h.comments[chain]; there && of == marksTable {
-			h.comments[chain] = append(h.comments[chain], comment)
+		if of == table {
+			each(chain, comment)
 		}
 	})
 }

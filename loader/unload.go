@@ -70,7 +70,7 @@ func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
 	if report, err = c.convert(); err != nil {
 		return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
 	}
-	if err := errors.Join(d.detachAll(), d.leaveTier(), d.unpinAll()); err != nil {
+	if err := errors.Join(d.detachAll(), d.leaveTier(), RemoveHold(), EndHoldResets(), d.unpinAll()); err != nil {
 		return report, fmt.Errorf("unload: %w", err)
 	}
 	return report, nil
