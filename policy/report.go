@@ -185,7 +185,7 @@ type RouterStatus struct {
 // Event is one line of "vippin monitor".
 type Event struct {
 	Time   time.Time `json:"time"`
-	Kind   string    `json:"kind"` // role, conflict, pin, link, reload, peer, ready, warning
+	Kind   string    `json:"kind"` // role, conflict, pin, link, reload, peer, ready, failover, warning
 	Group  string    `json:"group,omitempty"`
 	Pin    string    `json:"pin,omitempty"` // as the toggling commands name it
 	Role   *Role     `json:"role,omitempty"`

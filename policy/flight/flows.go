@@ -59,7 +59,7 @@ func (r *Recorder) Resets(name string, total uint64) {
 	g := r.group(name)
 	rec := g.open
 	g.resets = reading{total: total, read: true}
-	if rec == nil {
+	if rec == nil || rec.role != policy.RoleMaster {
 		return
 	}
 	if !rec.resets.read || total < rec.resets.total { // or it began anew

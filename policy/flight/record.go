@@ -53,7 +53,7 @@ type record struct {
 	taken       time.Duration // when the flows were taken over
 	normalised  time.Duration
 	flows       policy.FailoverFlows
-	resets      reading // at the beginning
+	resets      reading // before it
 	end         string  // why it ended before its time
 	clockJumped time.Duration
 }
@@ -62,10 +62,7 @@ func newRecord(now Clock, g *group, at time.Duration, was policy.Role) *record {
 	rec := &record{
 		group: g.name, clock: now, at: at, role: g.role, was: was, peer: g.boss, heard: g.heard, own: g.own,
 		previous: g.changed, contested: g.conflict.during(at), inForce: g.inForce,
-	}
-	if rec.role == policy.RoleMaster {
-		// What was counted while it was not is nobody's: the VIPs were elsewhere.
-		rec.resets = g.resets
+		resets: g.resets, // nobody sends from VIPs that are elsewhere: it does not matter how old this is
 	}
 	since := at - lookBack
 	if g.changed != 0 {
