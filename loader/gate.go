@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type GateOptions struct {
 	Mark    policy.MarkConfig // what tells those that wait
 	Timeout time.Duration     // how long they do at most
 	Log     *slog.Logger      // nil: nothing is logged
+
+	length uint32 // packets that wait at most, 0 = gateQueue
 }
 
 // GateCounts counts packets since NewGate. Those that the programs marked are
@@ -89,7 +92,7 @@ func (g *Gate) open() (err error) {
 		return err
 	}
 	queue, err := nfqueue.Open(nfqueue.Config{
-		Queue: g.options.Queue, MaxLen: gateQueue, CopyRange: gateOctets, FailOpen: true, GSO: true, ReadBuffer: gateBuffer,
+		Queue: g.options.Queue, MaxLen: cmp.Or(g.options.length, gateQueue), CopyRange: gateOctets, FailOpen: true, GSO: true, ReadBuffer: gateBuffer,
 	})
 	if err != nil {
 		return err
