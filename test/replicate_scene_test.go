@@ -169,12 +169,12 @@ func (p *pair) muster(each int, firstPort uint16, v6 bool) *troop {
 	tr := &troop{p: p, v6: v6, count: 3 * each}
 	remote := f.of(lab.ServerFar)
 	for h, host := range p.Hosts {
-		for _, proto := range []string{"tcp", "udp"} {
+		for proto, wait := range map[string]time.Duration{"tcp": patience, "udp": time.Second} { // then the next datagram
 			flows, err := traffic.StartFlows(p.ctx, host.Do, each/len(p.Hosts), func(i int) traffic.FlowOptions {
 				return traffic.FlowOptions{
 					ID:    fmt.Sprintf("%s-%d-%d-%d-%v", proto, h, firstPort, i, v6),
 					Proto: proto, Local: lab.Port(f.of(lab.HostEnds(h)), firstPort+uint16(i)), Remote: lab.Port(remote, serverPort),
-					Interval: 300 * time.Millisecond, Timeout: patience,
+					Interval: 300 * time.Millisecond, Timeout: wait,
 				}
 			})
 			p.must(err)

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,11 +40,12 @@ type Keepalived struct {
 	VMAC         bool // VIPs on a macvlan with the virtual MAC; adverts leave there too
 	VMACXmitBase bool // with VMAC: adverts leave from the interface itself
 	IPv4Only     bool
-	NotifyFIFO   string // path, "" = none
-	Global       string // more lines for global_defs
-	Instance     string // more lines for every instance
-	Group        string // more lines for the sync group
-	TrackFile    string // path; with a positive number in it the priority is higher by 50 times that, "" = none
+	NotifyFIFO   string            // path, "" = none
+	Names        map[string]string // what a segment's interface was renamed to on this router
+	Global       string            // more lines for global_defs
+	Instance     string            // more lines for every instance
+	Group        string            // more lines for the sync group
+	TrackReady   bool              // vippin's ready_file adds 50 to the priority, which is 110 on ra then; start vippin first
 }
 
 func (k Keepalived) withDefaults(router string) Keepalived {
@@ -58,6 +60,9 @@ func (k Keepalived) withDefaults(router string) Keepalived {
 	}
 	if k.Priority == 0 {
 		k.Priority = map[string]int{"ra": 150, "rb": 100, "rc": 50}[router]
+		if k.TrackReady && router == "ra" {
+			k.Priority = 110 // and 160 with a weight that makes others 150
+		}
 	}
 	return k
 }
@@ -161,8 +166,8 @@ func (l *Lab) WriteKeepalived(r *Router, k Keepalived) (string, error) {
 		fmt.Fprintf(&text, "\tvrrp_notify_fifo %s\n", k.NotifyFIFO)
 	}
 	text.WriteString(k.Global + "}\n")
-	if k.TrackFile != "" {
-		fmt.Fprintf(&text, "track_file vippin {\n\tfile %q\n\tweight 50\n}\n", k.TrackFile)
+	if k.TrackReady {
+		fmt.Fprintf(&text, "track_file vippin {\n\tfile %q\n\tweight 50\n\tinit_file 0\n}\n", filepath.Join(r.RunDir(), "ready"))
 		k.Group += "\ttrack_file {\n\t\tvippin\n\t}\n"
 	}
 	for _, s := range l.Segments() {
@@ -196,7 +201,7 @@ func (l *Lab) instance(r *Router, k Keepalived, s Segment, v6 bool) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&t, "\t"+format+"\n", args...) }
 	fmt.Fprintf(&t, "vrrp_instance %s {\n", instanceName(s, v6))
 	line("state BACKUP")
-	line("interface %s", s.Name)
+	line("interface %s", cmp.Or(k.Names[s.Name], s.Name))
 	line("virtual_router_id %d", s.VRID)
 	line("priority %d", k.Priority)
 	version := k.Version

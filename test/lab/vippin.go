@@ -51,7 +51,7 @@ func (l *Lab) StartVippin(r *Router, configYAML string) (*Proc, error) {
 	if err := l.WriteVippin(r, configYAML); err != nil {
 		return nil, err
 	}
-	if p := r.vippinProc(); p != nil {
+	if p := r.VippinProc(); p != nil {
 		return p, p.Restart()
 	}
 	argv, err := l.vippinCommand("run", "-c", r.ConfigFile())
@@ -71,7 +71,7 @@ func (l *Lab) StartVippin(r *Router, configYAML string) (*Proc, error) {
 // AwaitVippin waits until the router's daemon answers "vippin status", be it
 // degraded. It fails at once when the daemon ends.
 func (l *Lab) AwaitVippin(ctx context.Context, r *Router) error {
-	p := r.vippinProc()
+	p := r.VippinProc()
 	if p == nil {
 		return fmt.Errorf("wait for vippin on %s: none was started", r.Name)
 	}
@@ -129,7 +129,8 @@ func (r *Router) vippinEnv() []string {
 	return []string{"VIPPIN_RUN_DIR=" + r.RunDir()}
 }
 
-func (r *Router) vippinProc() *Proc {
+// VippinProc is the daemon on the router, nil when none was started.
+func (r *Router) VippinProc() *Proc {
 	r.lab.mu.Lock()
 	defer r.lab.mu.Unlock()
 	return r.vippin

@@ -157,9 +157,13 @@ func hasLinkLocal(prefixes []netip.Prefix) bool {
 func (l *Lab) Describe() string {
 	var text strings.Builder
 	for _, r := range l.Routers() {
+		if r.nl == nil {
+			fmt.Fprintf(&text, "%s is off\n", r.Name)
+			continue
+		}
 		byLink, err := r.Addresses()
 		fmt.Fprintf(&text, "%s: %v %v\n", r.Name, byLink, errors.Join(err))
-		for _, p := range []*Proc{r.Keepalived(), r.vippinProc()} {
+		for _, p := range []*Proc{r.Keepalived(), r.VippinProc()} {
 			if p != nil {
 				fmt.Fprintf(&text, "--- %s on %s (running: %t), last lines:\n%s\n", p.Name, r.Name, p.Alive(), p.logTail())
 			}
