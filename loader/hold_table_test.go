@@ -104,6 +104,18 @@ func (s *holdScene) serve() (q *nfqueue.Queue, ids chan uint32, end func()) {
 	}
 }
 
+// queued waits for a packet in the queue.
+func (s *holdScene) queued(ids <-chan uint32) uint32 {
+	s.Helper()
+	select {
+	case id := <-ids:
+		return id
+	case <-time.After(patience):
+		s.Fatal("no packet came to the queue")
+	}
+	return 0
+}
+
 // testHoldWay: marked packets wait, before anybody else has seen them, and lose
 // the mark; without a listener they pass, and lose it too; others are left alone.
 func testHoldWay(t *testing.T, way holdWay, loopback string) {
@@ -119,7 +131,7 @@ func testHoldWay(t *testing.T, way holdWay, loopback string) {
 	s.counted(1, 0)
 	q, ids, end := s.serve()
 	s.send(0x140, "held")
-	id := <-ids
+	id := s.queued(ids)
 	s.counted(1, 0)
 	s.send(0x340, "not ours")
 	s.send(0x40, "unmarked")
@@ -132,7 +144,7 @@ func testHoldWay(t *testing.T, way holdWay, loopback string) {
 	s.arrives("held")
 	s.counted(3, 0)
 	s.send(0x140, "the queue ends with it")
-	<-ids
+	s.queued(ids)
 	end()
 	s.send(0x140, "nobody serves now")
 	s.arrives("nobody serves now")
