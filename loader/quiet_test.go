@@ -345,7 +345,7 @@ func TestHoldResetsService(t *testing.T) {
 				t.Fatal(err)
 			}
 			served := make(chan bool)
-			go echo(l, served)
+			go echoAll(l, served)
 			before := s.dial(at)
 			s.talk(before)
 			s.hold(time.Hour, vip)
@@ -362,7 +362,7 @@ func TestHoldResetsService(t *testing.T) {
 	}
 }
 
-func echo(l net.Listener, done chan<- bool) {
+func echoAll(l net.Listener, done chan<- bool) {
 	defer close(done)
 	for {
 		conn, err := l.Accept()
