@@ -40,12 +40,13 @@ type Keepalived struct {
 	VMAC         bool // VIPs on a macvlan with the virtual MAC; adverts leave there too
 	VMACXmitBase bool // with VMAC: adverts leave from the interface itself
 	IPv4Only     bool
-	NotifyFIFO   string            // path, "" = none
-	Names        map[string]string // what a segment's interface was renamed to on this router
-	Global       string            // more lines for global_defs
-	Instance     string            // more lines for every instance
-	Group        string            // more lines for the sync group
-	TrackReady   bool              // vippin's ready_file adds 50 to the priority, which is 110 on ra then; start vippin first
+	NotifyFIFO   string // path, "" = none
+	Global       string // more lines for global_defs
+	Instance     string // more lines for every instance
+	Group        string // more lines for the sync group
+	TrackReady   bool   // vippin's ready_file adds 50 to the priority, which is 110 on ra then; start vippin first
+
+	Names map[string]string // what interfaces were renamed to on this router, by segment
 }
 
 func (k Keepalived) withDefaults(router string) Keepalived {
