@@ -22,11 +22,15 @@ type arm struct {
 	masquerade lab.Masquerade
 	conntrackd *lab.Conntrackd
 	vippin     bool
+	strict     bool // a connection's first answer waits for the peer
+	alone      bool // the peer's daemon is not there
 }
 
 // arms are in the order of the tables.
 var arms = []arm{
 	{name: "vippin", masquerade: lab.MasqueradeNFT, vippin: true},
+	{name: "strict", masquerade: lab.MasqueradeNFT, vippin: true, strict: true},
+	{name: "strict-alone", masquerade: lab.MasqueradeNFT, vippin: true, strict: true, alone: true},
 	{name: "conntrackd", masquerade: lab.MasqueradeSNAT, conntrackd: &lab.Conntrackd{}},
 	{name: "conntrackd-t", masquerade: lab.MasqueradeSNAT, conntrackd: &lab.Conntrackd{Shorten: true}},
 	{name: "direct", masquerade: lab.MasqueradeSNAT, conntrackd: &lab.Conntrackd{Direct: true}},
@@ -35,7 +39,7 @@ var arms = []arm{
 }
 
 // armNames are all names; mainArms leave the -t variants out, which differ only
-// after a minute.
+// after a minute, and the strict ones, which differ only in the youngest flows.
 func armNames() (names []string) {
 	for _, a := range arms {
 		names = append(names, a.name)
@@ -46,6 +50,8 @@ func armNames() (names []string) {
 var (
 	mainArms        = []string{"vippin", "conntrackd", "direct", "masquerade"}
 	replicatingArms = []string{"vippin", "conntrackd", "direct"}
+	youngArms       = []string{"strict", "vippin", "conntrackd", "direct"}
+	latencyArms     = []string{"masquerade", "vippin", "strict", "strict-alone"}
 )
 
 // armNamed finds an arm; an unknown name has been refused before.
@@ -89,7 +95,8 @@ func (a arm) group(r *lab.Router) string {
 	return r.NotifyConntrackd()
 }
 
-// vippinConfig takes the VIPs, our own address, the peer's name, address and key.
+// vippinConfig takes the VIPs, our own address, the mode, the peer's name, address
+// and key.
 const vippinConfig = `
 groups:
   - {name: RouterCore, vrids: [20]}
@@ -98,6 +105,7 @@ pins:
 sync:
   listen: %s:7443
   scope: pinned
+  mode: %s
   peers: [{name: %s, address: "%s:7443", key: "%s"}]
 `
 
@@ -117,9 +125,16 @@ func startVippin(ctx context.Context, b *bed) error {
 	if b.c.Family == "ipv6" {
 		vip = `"` + lab.WAN.VIP6.String() + `"`
 	}
-	for _, r := range b.Routers() {
+	routers, mode := b.Routers(), "async"
+	if b.arm.strict {
+		mode = "strict"
+	}
+	if b.arm.alone {
+		routers = routers[:1]
+	}
+	for _, r := range routers {
 		peer := b.peerOf(r)
-		p, err := b.StartVippin(r, fmt.Sprintf(vippinConfig, vip, r.SyncAddr(), peer.Name, peer.SyncAddr(), keys[peer.Name]))
+		p, err := b.StartVippin(r, fmt.Sprintf(vippinConfig, vip, r.SyncAddr(), mode, peer.Name, peer.SyncAddr(), keys[peer.Name]))
 		if err != nil {
 			return err
 		}
@@ -194,7 +209,7 @@ var errBehind = errors.New("the peer does not have every flow")
 // awaitReplicated waits until the standby has so many flows, and until nothing
 // of them is under way.
 func (b *bed) awaitReplicated(ctx context.Context, flows int) error {
-	if !b.arm.replicates() {
+	if !b.arm.replicates() || b.arm.alone {
 		return nil
 	}
 	have, lag := 0, peerState{}

@@ -158,51 +158,76 @@ func (b *bed) startWorker(n *lab.Node, name string) (*worker, error) {
 
 // openCrowd opens the flows, each on a port that a decoy has taken, and starts
 // the probes.
-func (b *bed) openCrowd(ctx context.Context) (err error) {
-	layout := swarm.NewLayout(crowdHosts, b.c.counts())
-	server := b.of(lab.ServerWAN)
-	if b.server, err = b.startWorker(b.Server, "server"); err != nil {
-		return err
-	}
-	plan := swarm.ServerPlan{Local: server, TCP: true, ICMP: true, Flows: layout.Flows}
-	for i := range layout.UDPPorts {
-		plan.UDP = append(plan.UDP, uint16(swarm.UDPPort+i))
-	}
-	if err := b.server.Tell("Serve", plan); err != nil {
-		return err
-	}
-	crowd := swarm.Crowd{Server: server, Interval: b.c.interval(), Rate: 4000}
-	decoys := crowd
-	decoys.Layout, decoys.Decoys, decoys.Local = layout.Decoys(), true, b.of(lab.HostEnds(decoyHost))
-	w, err := b.startWorker(b.Hosts[decoyHost], "decoys")
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(w.Tell("Open", decoys), b.awaitOpen(ctx, w)); err != nil {
-		return err
-	}
-	crowd.Layout, crowd.Rate = layout, crowd.Rate/crowdHosts
+func (b *bed) openCrowd(ctx context.Context) error {
+	crowd := b.plan(4000)
 	if b.c.Age == old {
 		crowd.Sparse = 25 * time.Second // ICMP's entry lives for 30 s
 	}
+	decoys, err := b.openDecoys(ctx, crowd)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(b.startCrowd(crowd), b.openFlows(crowd)); err != nil {
+		return err
+	}
+	if err := b.awaitOpen(ctx, b.crowd...); err != nil {
+		return err
+	}
+	if err := errors.Join(b.settle(swarm.Living), b.startProbes(ctx, decoys)); err != nil {
+		return err
+	}
+	return decoys.proc.Kill9()
+}
+
+// plan is what the crowd's workers share: so many flows a second of all together.
+func (b *bed) plan(rate int) swarm.Crowd {
+	return swarm.Crowd{
+		Layout: swarm.NewLayout(crowdHosts, b.c.counts()), Server: b.of(lab.ServerWAN),
+		Interval: b.c.interval(), Rate: rate / crowdHosts,
+	}
+}
+
+// openDecoys starts the server, and has a host take every port.
+func (b *bed) openDecoys(ctx context.Context, crowd swarm.Crowd) (w *worker, err error) {
+	if b.server, err = b.startWorker(b.Server, "server"); err != nil {
+		return nil, err
+	}
+	plan := swarm.ServerPlan{Local: crowd.Server, TCP: true, ICMP: true, Flows: crowd.Flows}
+	for i := range crowd.UDPPorts {
+		plan.UDP = append(plan.UDP, uint16(swarm.UDPPort+i))
+	}
+	if err := b.server.Tell("Serve", plan); err != nil {
+		return nil, err
+	}
+	decoys := crowd
+	decoys.Layout, decoys.Decoys, decoys.Local = crowd.Layout.Decoys(), true, b.of(lab.HostEnds(decoyHost))
+	decoys.Rate, decoys.Sparse = 4000, 0
+	if w, err = b.startWorker(b.Hosts[decoyHost], "decoys"); err != nil {
+		return nil, err
+	}
+	return w, errors.Join(w.Tell("Open", decoys), b.awaitOpen(ctx, w))
+}
+
+// startCrowd starts the crowd's workers; openFlows has them begin.
+func (b *bed) startCrowd(crowd swarm.Crowd) error {
 	for i := range crowdHosts {
-		crowd.Host, crowd.Local = i, b.of(lab.HostEnds(firstCrowd+i))
 		w, err := b.startWorker(b.Hosts[firstCrowd+i], fmt.Sprintf("crowd%d", i))
 		if err != nil {
 			return err
 		}
 		b.crowd = append(b.crowd, w)
+	}
+	return nil
+}
+
+func (b *bed) openFlows(crowd swarm.Crowd) error {
+	for i, w := range b.crowd {
+		crowd.Host, crowd.Local = i, b.of(lab.HostEnds(firstCrowd+i))
 		if err := w.Tell("Open", crowd); err != nil {
 			return err
 		}
 	}
-	if err := b.awaitOpen(ctx, b.crowd...); err != nil {
-		return err
-	}
-	if err := errors.Join(b.settle(swarm.Living), b.startProbes(ctx, w)); err != nil {
-		return err
-	}
-	return w.proc.Kill9()
+	return nil
 }
 
 func (b *bed) settle(phase swarm.Phase) error {

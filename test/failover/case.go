@@ -22,9 +22,10 @@ const (
 	rate    kind = "rate"    // new flows for some seconds: does the peer get all of them?
 	bulk    kind = "bulk"    // a peer that has restarted gets everything again
 	memory  kind = "memory"  // what a flow costs in the daemons' memory
+	newborn kind = "young"   // TCP connections that are made within the second before a crash
 )
 
-var kinds = []kind{survive, cost, rate, bulk, memory}
+var kinds = []kind{survive, newborn, cost, rate, bulk, memory}
 
 // The values of the other fields of a Case.
 const (
@@ -132,8 +133,12 @@ func (s selection) cases() []Case {
 			for _, n := range s.flows {
 				for _, family := range s.families {
 					c := Case{Kind: k, Flows: n, Family: family, Round: round}
-					if k == survive {
+					switch k {
+					case survive:
 						cases = append(cases, s.faulty(c)...)
+						continue
+					case newborn:
+						cases = append(cases, s.newborn(c)...)
 						continue
 					}
 					for _, way := range s.ways {
@@ -162,9 +167,20 @@ func (s selection) faulty(c Case) (cases []Case) {
 	return cases
 }
 
+// newborn are cases of TCP alone, and of a crash.
+func (s selection) newborn(c Case) (cases []Case) {
+	c.Only, c.Fault = "tcp", crash
+	for _, c.Adverts = range s.adverts {
+		for _, c.Firewall = range s.firewalls {
+			cases = append(cases, s.withArms(c)...)
+		}
+	}
+	return cases
+}
+
 func (s selection) withArms(c Case) (cases []Case) {
 	for _, c.Arm = range s.arms {
-		if c.Kind == survive || armNamed(c.Arm).replicates() {
+		if c.Kind == survive || c.Kind == newborn || armNamed(c.Arm).replicates() {
 			cases = append(cases, c)
 		}
 	}

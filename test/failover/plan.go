@@ -29,6 +29,7 @@ func defaults() []Case {
 		edit(func(s *selection) {
 			s.kinds, s.flows, s.ways, s.arms = []kind{memory}, []int{200_000}, []string{oneWay}, []string{"vippin", "direct"}
 		}),
+		edit(func(s *selection) { s.kinds, s.flows, s.arms, s.rounds = []kind{newborn}, []int{2000}, youngArms, 3 }),
 		edit(func(s *selection) { s.flows, s.rounds, s.arms = []int{100}, 20, []string{"vippin"} }),
 	)
 }
@@ -63,6 +64,10 @@ func full() []Case {
 		}),
 		edit(func(s *selection) { s.ages, s.arms, s.flows, s.rounds = []string{old}, armNames(), []int{1000}, 1 }),
 		edit(func(s *selection) { worst(s); s.flows, s.only = []int{50000}, []string{"udp"} }),
+		edit(func(s *selection) {
+			worst(s)
+			s.kinds, s.flows, s.arms, s.rounds = []kind{newborn}, []int{2000}, youngArms, many
+		}),
 		churn(cost, 100_000, ways),
 		churn(rate, 240_000, []string{oneWay}),
 		churn(bulk, 100_000, []string{oneWay}),

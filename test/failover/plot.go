@@ -18,6 +18,8 @@ import (
 // colours of the arms, told apart also by who sees no red or green.
 var colours = map[string]color.Color{
 	"vippin":       color.RGBA{0, 114, 178, 255},
+	"strict":       color.RGBA{204, 121, 167, 255},
+	"strict-alone": color.RGBA{0, 0, 0, 255},
 	"conntrackd":   color.RGBA{213, 94, 0, 255},
 	"conntrackd-t": color.RGBA{230, 159, 0, 255},
 	"direct":       color.RGBA{0, 158, 115, 255},

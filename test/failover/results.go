@@ -29,6 +29,7 @@ type Result struct {
 	FirstMs     float64                   `json:"first_ms,omitempty"`     // MASTER to the first probe's first answer
 	AllMs       float64                   `json:"all_ms,omitempty"`       // MASTER to the last probe's first answer
 	CommitMs    float64                   `json:"commit_ms,omitempty"`    // conntrackd's own word
+	Unmade      int                       `json:"unmade,omitempty"`       // young: connections that the crash came before
 
 	Replicated int     `json:"replicated,omitempty"`  // flows that were made
 	Missing    int     `json:"missing,omitempty"`     // of these, not at the peer

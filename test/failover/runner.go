@@ -106,10 +106,13 @@ func (r runner) together(ctx context.Context, group []Case) []Result {
 	for i, c := range group {
 		var err error
 		results[i].Case = c
-		if c.Kind != survive {
-			results[i], err = measureChurn(ctx, "bench", c)
-		} else {
+		switch c.Kind {
+		case survive:
 			ready[i], err = openSurvival(ctx, fmt.Sprintf("bench%d", i), c)
+		case newborn:
+			results[i], err = measureYoung(ctx, "bench", c)
+		default:
+			results[i], err = measureChurn(ctx, "bench", c)
 		}
 		results[i].fail(err)
 	}
@@ -150,6 +153,10 @@ func (r runner) tell(result Result) {
 	switch {
 	case result.Error != "":
 		fmt.Fprintf(r.progress, "    %s FAILED: %s\n", result.Arm, result.Error)
+	case result.Kind == newborn:
+		s := result.Survival["tcp"]
+		fmt.Fprintf(r.progress, "    %-12s %d of %d connections go on (%d broken, %d silent, %d moved), %d were not made yet\n",
+			result.Arm, s.Survived, s.Flows, s.Broken, s.Silent, s.Moved, result.Unmade)
 	case result.Kind == survive:
 		fmt.Fprintf(r.progress, "    %-12s", result.Arm)
 		for _, proto := range []string{"tcp", "udp", "icmp"} {

@@ -141,17 +141,21 @@ func (p prepared) awaitAnswers(ctx context.Context) error {
 	return pause(ctx, 600*time.Millisecond) // the server reads, the probes go on
 }
 
-func (p prepared) judge(result *Result) error {
-	var states []swarm.FlowState
-	for _, w := range p.crowd {
+// states are what the clients and the server know of the flows.
+func (b *bed) states() (states []swarm.FlowState, seen [swarm.Protos][]swarm.Seen, err error) {
+	for _, w := range b.crowd {
 		var part []swarm.FlowState
 		if err := w.Ask("States", &part); err != nil {
-			return err
+			return nil, seen, err
 		}
 		states = append(states, part...)
 	}
-	var seen [swarm.Protos][]swarm.Seen
-	if err := p.server.Ask("Seen", &seen); err != nil {
+	return states, seen, b.server.Ask("Seen", &seen)
+}
+
+func (p prepared) judge(result *Result) error {
+	states, seen, err := p.states()
+	if err != nil {
 		return err
 	}
 	result.Survival = make(map[string]swarm.Survival)

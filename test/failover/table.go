@@ -20,7 +20,7 @@ type table struct {
 // tables are all that was measured: what survives, and what replication costs.
 func tables(results []Result) []table {
 	all := rows(results)
-	return []table{survivalTable(all), costTable(all)}
+	return []table{survivalTable(all), youngTable(all), costTable(all)}
 }
 
 func survivalTable(all []row) table {
@@ -41,6 +41,30 @@ func survivalTable(all []row) table {
 			setting, flows, r.Arm, fmt.Sprint(len(r.runs)), r.percent("tcp"), r.percent("udp"), r.percent("icmp"),
 			quantiles(r.values(outageOf), 0), quantiles(r.values(firstOf), 1), quantiles(r.values(allOf), 1),
 			number(median(r.values(commitOf)), 1),
+		})
+	}
+	return t
+}
+
+// youngTable is about connections that were made within the second before the
+// crash.
+func youngTable(all []row) table {
+	t := table{title: "The youngest connections", head: []string{
+		"setting", "connections", "arm", "runs", "made before the crash", "go on", "go on %", "lost in the worst run", "runs without a loss",
+	}}
+	for _, r := range all {
+		if r.Kind != newborn {
+			continue
+		}
+		sum, worst, clean := r.survival("tcp"), 0, 0
+		for _, run := range r.runs {
+			s := run.Survival["tcp"]
+			worst, clean = max(worst, s.Flows-s.Survived), clean+count(s.Flows == s.Survived)
+		}
+		t.lines = append(t.lines, []string{
+			fmt.Sprintf("%s, %s, %s, %d ms adverts", r.Fault, r.Firewall, r.Family, r.Adverts), fmt.Sprintf("%d in 1 s", r.Flows),
+			r.Arm, fmt.Sprint(len(r.runs)), fmt.Sprint(sum.Flows), fmt.Sprint(sum.Survived),
+			number(share(sum.Survived, sum.Flows), 2), fmt.Sprint(worst), fmt.Sprint(clean),
 		})
 	}
 	return t
@@ -67,7 +91,7 @@ func costTable(all []row) table {
 		cost: "CPU s / 100,000 flows", rate: "new flows/s", bulk: "ms until the restarted peer has all", memory: "octets of RSS a flow",
 	}
 	for _, r := range all {
-		if r.Kind == survive {
+		if units[r.Kind] == "" {
 			continue
 		}
 		values := r.values(figure)

@@ -50,6 +50,10 @@ func sample() []Result {
 	results = append(results, Result{Case: c, Survival: all, Probes: 10}) // no probe lived
 	c.Arm, c.Round = "vippin", 0
 	results = append(results, Result{Case: c, Survival: all, Probes: 10, ProbesAlive: 10, OutageMs: 305, FirstMs: 0.3, AllMs: 1.9})
+	c = Case{Kind: newborn, Arm: "strict", Fault: crash, Firewall: stateful, Family: "ipv4", Only: "tcp", Flows: 2000, Adverts: 100}
+	results = append(results, Result{Case: c, Unmade: 1, Survival: map[string]swarm.Survival{"tcp": {Flows: 1999, Survived: 1999}}})
+	c.Round = 1
+	results = append(results, Result{Case: c, Unmade: 3, Survival: map[string]swarm.Survival{"tcp": {Flows: 1997, Survived: 1995, Silent: 2}}})
 	for round, seconds := range []float64{2, 3, 4} {
 		cpu := Case{Kind: cost, Arm: "vippin", Family: "ipv4", Way: oneWay, Flows: 100_000, Round: round}
 		results = append(results, Result{Case: cpu, CPUSeconds: seconds, Replicated: 100_000, Missing: 7})
@@ -69,6 +73,7 @@ func TestTables(t *testing.T) {
 	want := []string{
 		"hard, stateful, ipv4, young, 100 ms adverts | 1000 of each | vippin | 1 | 100.00 | 99.90 | 0.00 | 305/305 | 0.3/0.3 | 1.9/1.9 | -",
 		"hard, stateful, ipv4, young, 100 ms adverts | 1000 of each | conntrackd | 2 | 100.00 | 99.90 | 0.00 | 310/310 | 0.5/0.5 | 2.0/2.0 | 24.0",
+		"crash, stateful, ipv4, 100 ms adverts | 2000 in 1 s | strict | 2 | 3996 | 3994 | 99.94 | 2 | 1",
 		"cpu one-way ipv4 | 100000 | vippin | 3 | 3.00 | CPU s / 100,000 flows | 67 % | 0.50 | 21 of 300000 | ",
 		"cpu one-way ipv4 | 100000 | conntrackd | 3 | 6.00 | CPU s / 100,000 flows | 67 % | 1.00 | 0 of 300000 | ",
 	}

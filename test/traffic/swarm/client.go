@@ -24,6 +24,7 @@ type flow struct {
 	opened   bool // answered for the first time
 	answered bool // in phase After
 	broken   bool
+	made     time.Time // TCP: when the handshake was over
 	stream   stream
 }
 
@@ -288,7 +289,7 @@ func (c *crowd) states() []FlowState {
 	for i, f := range c.all {
 		states[i] = FlowState{
 			Proto: f.proto, ID: f.id, Port: f.slot.SourcePort, Sparse: c.sparse(f.id),
-			Answered: f.answered, Broken: f.broken,
+			Answered: f.answered, Broken: f.broken, Made: f.made,
 		}
 	}
 	return states

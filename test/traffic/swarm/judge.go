@@ -2,7 +2,10 @@
 
 package swarm
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // FlowState is what a client knows of one of its flows.
 type FlowState struct {
@@ -10,8 +13,9 @@ type FlowState struct {
 	ID       int
 	Port     uint16 // its own: source port or identifier
 	Sparse   bool
-	Answered bool // a request of phase After was answered on the same socket
-	Broken   bool // TCP: an error or an end
+	Answered bool      // a request of phase After was answered on the same socket
+	Broken   bool      // TCP: an error or an end
+	Made     time.Time // TCP: when the client had its connection; zero = never
 }
 
 // Seen is what the server saw of a flow.

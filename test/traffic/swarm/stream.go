@@ -4,6 +4,7 @@ package swarm
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,7 +66,7 @@ func (c *crowd) onTCP(f *flow, events uint32) {
 			c.breakFlow(f)
 			return
 		}
-		f.stream.connected = true
+		f.stream.connected, f.made = true, time.Now()
 		c.ask(f)
 	}
 	if events&(unix.EPOLLIN|unix.EPOLLERR|unix.EPOLLHUP|unix.EPOLLRDHUP) == 0 {
