@@ -144,6 +144,16 @@ func TestRehearsalSurroundings(t *testing.T) {
 	missing("the way back leads out", "route", "no way back", "192.168.77.1: leads to 198.51.100.9 by wan0", 1, with(stranger))
 	must(t, netlink.RouteDel(&wrong))
 
+	// The routes by a VIP that is alone in its subnet come with it.
+	lone := l.try(context.Background(), with(far), func(what *Rehearsing) {
+		for i := range what.Seen.Links {
+			what.Seen.Links[i].Addrs = nil
+		}
+	})
+	if len(lone.Missing) != 0 || lone.Note != "routes by the VIP of VLAN 2 are there only while it is: they were not looked for" {
+		t.Errorf("a lone VIP: %+v", lone)
+	}
+
 	missing("no helper", "helper", `"nosuch"`, "192.168.1.10:4000", 1, with(helped))
 	missing("no VIP", "vip", "198.51.100.66", "198.51.100.66 on VLAN 2", 0, healthy, func(what *Rehearsing) {
 		what.Pins = append(what.Pins, policy.PinName{VLAN: policy.VLAN{Outer: 2}, VIP: netip.MustParseAddr("198.51.100.66")})

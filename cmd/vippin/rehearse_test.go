@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,6 +86,19 @@ func TestRehearseNothing(t *testing.T) {
 			t.Error("something was rehearsed")
 		}
 	})
+}
+
+// It takes time and memory: not everybody's to ask for.
+func TestRehearseNeedsRights(t *testing.T) {
+	b := newRig(t)
+	if os.Geteuid() == 0 {
+		b.dialAs(1001)
+	}
+	b.serveAs(sampleController(), access{self: uint32(os.Geteuid()) + 1, group: func() string { return "vippin" }, accounts: fakeAccounts{}})
+	code, _, stderr := b.run("failovers", "--rehearse")
+	if code != exitFailed || !strings.Contains(stderr, "may look but not change") {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
 }
 
 // A table that does not come, or breaks off, is not whole. One rehearsal at a time.
