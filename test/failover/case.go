@@ -23,9 +23,10 @@ const (
 	bulk    kind = "bulk"    // a peer that has restarted gets everything again
 	memory  kind = "memory"  // what a flow costs in the daemons' memory
 	newborn kind = "young"   // TCP connections that are made within the second before a crash
+	latency kind = "latency" // how long a connection takes to be made, 1 ms away
 )
 
-var kinds = []kind{survive, newborn, cost, rate, bulk, memory}
+var kinds = []kind{survive, newborn, latency, cost, rate, bulk, memory}
 
 // The values of the other fields of a Case.
 const (
@@ -140,6 +141,10 @@ func (s selection) cases() []Case {
 					case newborn:
 						cases = append(cases, s.newborn(c)...)
 						continue
+					case latency:
+						c.Only = "tcp"
+						cases = append(cases, s.withArms(c)...)
+						continue
 					}
 					for _, way := range s.ways {
 						c.Way = way
@@ -180,7 +185,8 @@ func (s selection) newborn(c Case) (cases []Case) {
 
 func (s selection) withArms(c Case) (cases []Case) {
 	for _, c.Arm = range s.arms {
-		if c.Kind == survive || c.Kind == newborn || armNamed(c.Arm).replicates() {
+		compared := c.Kind == survive || c.Kind == newborn || c.Kind == latency
+		if compared || armNamed(c.Arm).replicates() {
 			cases = append(cases, c)
 		}
 	}

@@ -31,6 +31,8 @@ type Result struct {
 	CommitMs    float64                   `json:"commit_ms,omitempty"`    // conntrackd's own word
 	Unmade      int                       `json:"unmade,omitempty"`       // young: connections that the crash came before
 
+	Latency *Latency `json:"latency,omitempty"`
+
 	Replicated int     `json:"replicated,omitempty"`  // flows that were made
 	Missing    int     `json:"missing,omitempty"`     // of these, not at the peer
 	Rate       float64 `json:"rate,omitempty"`        // new flows a second

@@ -131,3 +131,22 @@ func (r row) against(other row) float64 {
 	}
 	return median(ratios)
 }
+
+// moreThan are the differences between blocks of this row and of another arm's
+// that were measured beside them.
+func (r row) moreThan(other row) (differences []float64) {
+	if other.Arm == r.Arm {
+		return nil
+	}
+	for _, a := range r.runs {
+		for _, b := range other.runs {
+			if a.Round != b.Round {
+				continue
+			}
+			for i := range min(len(a.Latency.Blocks), len(b.Latency.Blocks)) {
+				differences = append(differences, a.Latency.Blocks[i]-b.Latency.Blocks[i])
+			}
+		}
+	}
+	return differences
+}

@@ -82,10 +82,11 @@ func (r runner) withRetry(ctx context.Context, group []Case) []Result {
 }
 
 // companions are the first case and those after it that are measured with it:
-// old flows of all arms age at the same time.
+// old flows of all arms age at the same time, and latency is compared in turns.
 func companions(cases []Case) []Case {
 	n := 1
-	for n < len(cases) && cases[0].Age == old && cases[n].setting() == cases[0].setting() && cases[n].Round == cases[0].Round {
+	beside := cases[0].Age == old || cases[0].Kind == latency
+	for n < len(cases) && beside && cases[n].setting() == cases[0].setting() && cases[n].Round == cases[0].Round {
 		n++
 	}
 	return cases[:n]
@@ -100,9 +101,20 @@ func andMore(n int) string {
 
 // together measures cases whose labs stand at the same time.
 func (r runner) together(ctx context.Context, group []Case) []Result {
+	load := loadAverage()
+	results := r.measureAll(ctx, group)
+	for i := range results {
+		results[i].Machine, results[i].Load = r.machine, load
+	}
+	return results
+}
+
+func (r runner) measureAll(ctx context.Context, group []Case) []Result {
+	if group[0].Kind == latency {
+		return measureLatency(ctx, group)
+	}
 	results := make([]Result, len(group))
 	ready := make([]prepared, len(group))
-	load := loadAverage()
 	for i, c := range group {
 		var err error
 		results[i].Case = c
@@ -126,9 +138,6 @@ func (r runner) together(ctx context.Context, group []Case) []Result {
 		}
 		result.fail(errors.Join(err, p.close()))
 		results[i] = result
-	}
-	for i := range results {
-		results[i].Machine, results[i].Load = r.machine, load
 	}
 	return results
 }
@@ -157,6 +166,10 @@ func (r runner) tell(result Result) {
 		s := result.Survival["tcp"]
 		fmt.Fprintf(r.progress, "    %-12s %d of %d connections go on (%d broken, %d silent, %d moved), %d were not made yet\n",
 			result.Arm, s.Survived, s.Flows, s.Broken, s.Silent, s.Moved, result.Unmade)
+	case result.Kind == latency:
+		l := result.Latency
+		fmt.Fprintf(r.progress, "    %-12s %d connections in %.3f ms (median), %.3f ms (p95), %d failed\n",
+			result.Arm, l.Made, l.P50, l.P95, l.Failed)
 	case result.Kind == survive:
 		fmt.Fprintf(r.progress, "    %-12s", result.Arm)
 		for _, proto := range []string{"tcp", "udp", "icmp"} {

@@ -20,7 +20,7 @@ type table struct {
 // tables are all that was measured: what survives, and what replication costs.
 func tables(results []Result) []table {
 	all := rows(results)
-	return []table{survivalTable(all), youngTable(all), costTable(all)}
+	return []table{survivalTable(all), youngTable(all), latencyTable(all), costTable(all)}
 }
 
 func survivalTable(all []row) table {
@@ -70,6 +70,36 @@ func youngTable(all []row) table {
 	return t
 }
 
+// latencyTable compares each arm with vippin's async one, block by block.
+func latencyTable(all []row) table {
+	t := table{title: "How long a connection takes to be made", head: []string{
+		"setting", "arm", "runs", "connections", "failed", "ms p50", "p95", "p99", "max",
+		"more than vippin, ms p50", "of blocks p5 to p95",
+	}}
+	for _, r := range all {
+		if r.Kind != latency {
+			continue
+		}
+		of := func(figure func(Latency) float64) func(Result) float64 {
+			return func(x Result) float64 { return figure(*x.Latency) }
+		}
+		made, failed := 0, 0
+		for _, run := range r.runs {
+			made, failed = made+run.Latency.Made, failed+run.Latency.Failed
+		}
+		more := r.moreThan(armRow(all, r, "vippin"))
+		t.lines = append(t.lines, []string{
+			fmt.Sprintf("the server %s away, %s", wanDelay, r.Family), r.Arm, fmt.Sprint(len(r.runs)), fmt.Sprint(made), fmt.Sprint(failed),
+			number(median(r.values(of(func(l Latency) float64 { return l.P50 }))), 3),
+			number(median(r.values(of(func(l Latency) float64 { return l.P95 }))), 3),
+			number(median(r.values(of(func(l Latency) float64 { return l.P99 }))), 3),
+			number(quantile(r.values(of(func(l Latency) float64 { return l.Max })), 1), 1),
+			number(median(more), 3), fmt.Sprintf("%s to %s", number(quantile(more, 0.05), 3), number(quantile(more, 0.95), 3)),
+		})
+	}
+	return t
+}
+
 // percent is what survived of a protocol; of old flows the steady and the
 // sparse ones.
 func (r row) percent(proto string) string {
@@ -97,7 +127,7 @@ func costTable(all []row) table {
 		values := r.values(figure)
 		line := []string{
 			fmt.Sprintf("%s %s %s", r.Kind, r.Way, r.Family), fmt.Sprint(r.Flows), r.Arm, fmt.Sprint(len(r.runs)),
-			number(median(values), 2), units[r.Kind], percentage(spread(values)), number(r.against(conntrackdRow(all, r)), 2),
+			number(median(values), 2), units[r.Kind], percentage(spread(values)), number(r.against(armRow(all, r, "conntrackd")), 2),
 			r.missing(), "",
 		}
 		if r.Kind == memory {
@@ -108,9 +138,10 @@ func costTable(all []row) table {
 	return t
 }
 
-func conntrackdRow(all []row, r row) row {
+// armRow is another arm's row of the same setting.
+func armRow(all []row, r row, arm string) row {
 	for _, other := range all {
-		if other.setting() == r.setting() && other.Arm == "conntrackd" {
+		if other.setting() == r.setting() && other.Arm == arm {
 			return other
 		}
 	}

@@ -166,6 +166,12 @@ func (c *calls) Churn(plan ChurnPlan, result *Churned) (err error) {
 	return err
 }
 
+// Connect makes connections one after the other, and returns when all are made.
+func (c *calls) Connect(plan ConnectPlan, took *Connected) (err error) {
+	*took, err = connect(plan)
+	return err
+}
+
 // Client is the parent's end of a worker.
 type Client struct{ *rpc.Client }
 
@@ -190,6 +196,14 @@ func (c *Client) Tell(what string, argument any) error {
 		return fmt.Errorf("tell a swarm worker to %s: %w", what, err)
 	}
 	return nil
+}
+
+// Connect has the worker make connections.
+func (c *Client) Connect(plan ConnectPlan) (took Connected, err error) {
+	if err = c.Call("Swarm.Connect", plan, &took); err != nil {
+		return nil, fmt.Errorf("have a swarm worker make connections: %w", err)
+	}
+	return took, nil
 }
 
 // Replies are the answers of the worker's probes since some time.
