@@ -32,7 +32,12 @@ func Likeness(interfaces []string) policy.Likeness {
 	if l.MTU, err = linkMTUs(); err != nil {
 		l.Unread = append(l.Unread, err.Error())
 	}
-	if l.NAT.Chains, err = readNATChains(); err != nil {
+	for range 3 { // rules may be replaced while they are read
+		if l.NAT.Chains, err = readNATChains(); err == nil {
+			break
+		}
+	}
+	if err != nil {
 		l.Unread = append(l.Unread, fmt.Sprintf("NAT rules: %v", err))
 	}
 	l.NAT.Known = err == nil

@@ -209,7 +209,10 @@ func TestParity(t *testing.T) {
 			}
 		})
 	}
+	p.must(p.RA.Keepalived().Stop()) // both have advertised then
+	p.awaitRole(p.RB, policy.RoleMaster)
 	p.awaitParity(p.RA)
+	p.awaitParity(p.RB)
 	p.otherTier()
 	p.alone()
 }

@@ -54,9 +54,9 @@ type alike struct {
 // peerFacts are of one peer that is connected.
 type peerFacts struct {
 	facts parity.Facts
-	at    time.Time // by this router's clock
-	err   error     // it was not understood
-	found []policy.Difference
+	at    time.Time           // by this router's clock
+	err   error               // it was not understood
+	found []policy.Difference // nil: not compared yet
 }
 
 func newAlike(e *env, log *slog.Logger) *alike {
@@ -131,7 +131,8 @@ func (a *alike) changed(facts *parity.Facts) bool {
 	mono := a.mono()
 	clock := a.now().Round(0).Add(-mono)
 	same := a.own != nil && bytes.Equal(text, a.told) && mono-a.toldAt < alikeAnew && clock.Sub(a.clock).Abs() < alikeStepped
-	a.own = facts
+	timeless.Clock = facts.Clock
+	a.own = &timeless // without what there is no room for
 	if !same {
 		a.told, a.toldAt, a.clock = text, mono, clock
 	}
@@ -169,7 +170,11 @@ func (a *alike) heard(peer string, digest []byte) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.peers[peer] = &peerFacts{facts: facts, at: at, err: err}
+	now := &peerFacts{facts: facts, at: at, err: err}
+	if before := a.peers[peer]; before != nil {
+		now.found = before.found // until they are compared
+	}
+	a.peers[peer] = now
 	close(a.heardC)
 	a.heardC = make(chan struct{})
 	select {
@@ -283,13 +288,15 @@ func (a *alike) differences(peers []policy.PeerReport, connected []string) ([]po
 	found, compared := []policy.Difference{}, 0
 	for _, peer := range peers {
 		there := "not connected (\"vippin peers\" says why)"
-		if p := a.peers[peer.Name]; p != nil && p.err == nil {
+		p := a.peers[peer.Name]
+		switch {
+		case p != nil && p.err == nil && p.found != nil:
 			found = append(found, p.found...)
 			compared++
 			continue
-		} else if p != nil {
+		case p != nil && p.err != nil:
 			there = p.err.Error()
-		} else if slices.Contains(connected, peer.Name) {
+		case slices.Contains(connected, peer.Name):
 			there = "has not said what it has: it may be of an older version"
 		}
 		found = append(found, policy.Difference{Peer: peer.Name, Check: "peer", About: "the comparison", Here: "ready", There: there,

@@ -77,8 +77,17 @@ type comparison struct {
 
 func (c *comparison) add(state, check, about, here, there, breaks string) {
 	c.found = append(c.found, policy.Difference{
-		Peer: c.name, Check: check, About: about, Here: cmp.Or(here, nothing), There: cmp.Or(there, nothing), State: state, Breaks: breaks,
+		Peer: c.name, Check: check, About: brief(about), Here: cmp.Or(brief(here), nothing), There: cmp.Or(brief(there), nothing), State: state, Breaks: breaks,
 	})
+}
+
+// brief bounds what a peer may have made long.
+func brief(text string) string {
+	const most = 1000
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
 func (c *comparison) error(check, about, here, there, breaks string, args ...any) {

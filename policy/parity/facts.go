@@ -99,9 +99,9 @@ type LeftOut struct {
 	Interfaces int `json:"interfaces"`
 }
 
-// Encode writes facts in at most MaxOctets: what comes last is left out if need
-// be, the rules first.
-func (f Facts) Encode() ([]byte, error) {
+// Encode writes facts in at most MaxOctets. What there is no room for it leaves out
+// of the facts, the rules first.
+func (f *Facts) Encode() ([]byte, error) {
 	for {
 		text, err := json.Marshal(f)
 		if err != nil {
