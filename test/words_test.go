@@ -43,6 +43,11 @@ func TestPeersWordOfMastership(t *testing.T) {
 	p.awaitRole(p.RB, policy.RoleBackup)
 	p.wantWord(p.RB, "ra says MASTER")
 	p.wantWord(p.RA, "rb says BACKUP")
+	p.vippin(p.RA, "vrrp-notify", "RouterCore", "MASTER")
+	p.wantWord(p.RA, "a transition script said MASTER (GROUP, priority 0)")
+	if _, complaint, exit := p.Vippin(p.RA, "vrrp-notify", "Core", "MASTER"); exit != 1 || !strings.Contains(complaint, "there are: RouterCore") {
+		t.Errorf("exit %d, %s", exit, complaint)
+	}
 	for i, w := range watchers {
 		if log := w.Log(); strings.Contains(log, "conflict") || !strings.Contains(log, "role") {
 			t.Errorf("a takeover, as router %d saw it:\n%s", i, log)

@@ -294,6 +294,18 @@ func TestFIFO(t *testing.T) {
 	}
 }
 
+func TestTransitionScript(t *testing.T) {
+	s := tell(t, onePin(vip2))
+	s.note(s.tracker.Script(s.now, "GROUP", "RouterCore", "BACKUP", 0))
+	s.evidence("a transition script said BACKUP (GROUP, priority 0)")
+	s.hold(vl2, vip2)
+	s.run(time.Second)
+	s.is(master, "a transition script says BACKUP, the addresses and adverts say MASTER")
+	s.note(s.tracker.FIFO(s.now, "GROUP", "RouterCore", "MASTER", 150))
+	s.is(master)
+	s.evidence("keepalived said MASTER (GROUP, priority 150)")
+}
+
 func TestFIFOGroupBeatsInstance(t *testing.T) {
 	s := tell(t, onePin(vip2))
 	s.note(s.tracker.FIFO(s.now, "GROUP", "RouterCore", "BACKUP", 0))
