@@ -119,6 +119,7 @@ func startRecording(t *testing.T, dir string) *recording {
 		}
 	})
 	r.end = func() { cancel(); done.Wait() }
+	synctest.Wait()
 	return r
 }
 

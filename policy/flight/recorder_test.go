@@ -343,8 +343,9 @@ func TestChangesInQuickSuccession(t *testing.T) {
 	p.role(20101*ms, policy.RoleFault)
 	p.wantStory(p.last(20200*ms), "last_own_advert 20061.0", "link_down 20100.0", "role 20101.0", "role_in_force 20101.5")
 	p.sent(20130*ms, 100) // of another interface, a moment late
+	p.vip(20110*ms, false)
 	p.sent(21300*ms, 100)
-	p.wantStory(p.last(20200*ms), "link_down 20100.0", "role 20101.0", "role_in_force 20101.5", "last_own_advert 20130.0")
+	p.wantStory(p.last(20200*ms), "link_down 20100.0", "role 20101.0", "role_in_force 20101.5", "vip_removed 20110.0", "last_own_advert 20130.0")
 	p.Link(core, boot+20900*ms, "wan0", true)
 	p.role(20901*ms, policy.RoleBackup)
 	p.vip(21301*ms, true)
