@@ -324,7 +324,8 @@ func (q *queue) landed(seq uint64, slots []int32) {
 	}
 }
 
-// refused names flows of the batch seq by their places in it.
+// refused names flows of the batch seq by their places in it: as they were sent, if
+// that was kept, else as they are now.
 func (q *queue) refused(seq uint64, refusals []Refusal) (flows []policy.Flow, ok bool) {
 	for i := range q.flights {
 		f := &q.flights[i]
@@ -334,6 +335,10 @@ func (q *queue) refused(seq uint64, refusals []Refusal) (flows []policy.Flow, ok
 		for _, r := range refusals {
 			if r.Index >= len(f.flows) {
 				return nil, false
+			}
+			if len(f.told) > r.Index {
+				flows = append(flows, f.told[r.Index])
+				continue
 			}
 			flows = append(flows, q.slots[f.flows[r.Index]].flow)
 		}
