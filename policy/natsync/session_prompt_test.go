@@ -62,6 +62,9 @@ func TestAckedOfSeveralBatches(t *testing.T) {
 	if len(got) != 3 || got[0] != 0 || got[1] != 1 || got[2] != 11 {
 		t.Errorf("told of %v", got)
 	}
+	if flows, ok := q.refused(1, []Refusal{{1, ReasonFull}}); !ok || len(flows) != 1 || flows[0].Mark != 1 {
+		t.Errorf("refused: %+v, not as it was sent", flows)
+	}
 }
 
 // Who is prompt waits for nothing, and the peer's acknowledgements come at once; the
