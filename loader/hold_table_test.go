@@ -190,6 +190,8 @@ func TestHoldInstalled(t *testing.T) {
 		"delete table inet vippin-hold", "flush chain inet vippin-hold hold", "flush chain inet vippin-hold clear",
 		"flush table inet vippin-hold", "add rule inet vippin-hold hold counter", "insert rule inet vippin-hold clear accept",
 		"delete chain inet vippin-hold clear",
+		`delete chain inet vippin-hold clear; add chain inet vippin-hold clear { type filter hook prerouting priority -311; };
+			add rule inet vippin-hold clear counter comment "mark 0x100/0x300: taken off again"`,
 	} {
 		nft(t, what)
 		is(what, false)
