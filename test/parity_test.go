@@ -240,11 +240,20 @@ func (p *pair) otherTier() {
 	}
 }
 
-// alone cuts the link: there is nobody to compare with.
+// alone cuts the link: there is nobody to compare with, and nothing to warn of.
 func (p *pair) alone() {
+	warns := func() bool {
+		return slices.ContainsFunc(p.status(p.RA).Warnings, func(w string) bool { return strings.Contains(w, "with peer rb would break") })
+	}
+	p.natRules(p.RB, healthyRules[0])
+	p.parity(p.RB) // looks
+	p.must(lab.Await(p.ctx, "a warning on ra", func() (bool, error) { return warns(), nil }))
 	p.must(p.CutSync(p.RB))
 	p.must(lab.Await(p.ctx, "ra without a peer", func() (bool, error) {
 		out, complaint, exit := p.Vippin(p.RA, "parity")
 		return exit == 1 && out == "" && strings.Contains(complaint, "vippin peers"), nil
 	}))
+	if warns() {
+		p.t.Error("ra warns of differences with a peer that has gone")
+	}
 }

@@ -106,7 +106,7 @@ func (c *comparison) lacking(hereHas bool) string {
 	return "this router"
 }
 
-// listed finds the places of both lists, which are alike by key.
+// both puts two lists side by side, by key.
 func both[K comparable, T any](a, b []T, key func(T) K) (keys []K, here, there map[K]T) {
 	here, there = make(map[K]T), make(map[K]T)
 	for _, one := range a {

@@ -54,11 +54,9 @@ func (c *comparison) rules(place string, here, there []rule, shown int) int {
 		if shown++; shown > rulesShown {
 			return
 		}
-		about := place
+		about := fmt.Sprintf("%s, rule %d", place, max(a, b)+1)
 		if a >= 0 && b >= 0 && a != b {
 			about = fmt.Sprintf("%s, rule %d here and %d there", place, a+1, b+1)
-		} else {
-			about = fmt.Sprintf("%s, rule %d", place, max(a, b)+1)
 		}
 		c.error("nat", about, textOf(here, a), textOf(there, b), "%s", why)
 	}
