@@ -68,6 +68,71 @@ func TestReadyAfterTheBulkOfTheSession(t *testing.T) {
 			if word := words.Take()["a"]; !word.gone {
 				t.Errorf("a says %+v", word)
 			}
+			k.SetRole(core, policy.RoleFault)
+			k.SetRole(core, policy.RoleBackup)
+			wants(false, "not known yet") // what it said before is forgotten
+		}
+	})
+}
+
+// A session that takes the place of another one begins anew, and the end of the old
+// one changes nothing.
+func TestReadyWhenASessionIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCouple(t)
+		defer c.close()
+		synctest.Wait()
+		k := keep(t, "a")
+		k.plan(core)
+		c.b.flows.ready = k.readyKeeper
+		ready := func() bool { return k.Statuses()[0].Ready }
+		c.a.flows.SetRole(core, policy.RoleMaster)
+		c.join()
+		if !ready() {
+			t.Errorf("%+v", k.Statuses())
+		}
+		cut, table := c.cut, &gatedTable{c.a.kernel, make(chan struct{})}
+		c.a.flows.table = table
+		c.join()
+		if ready() {
+			t.Error("ready by what an earlier session told")
+		}
+		close(table.gate)
+		c.settle()
+		cut()
+		if !ready() {
+			t.Errorf("%+v", k.Statuses())
+		}
+	})
+}
+
+// Of two masters this one resigns: the other one's flows are to come first.
+func TestReadyAfterASplit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCouple(t)
+		defer c.close()
+		synctest.Wait()
+		k := keep(t, "a")
+		k.plan(core)
+		c.b.flows.ready = k.readyKeeper
+		become := func(role policy.Role) {
+			c.b.flows.SetRole(core, role)
+			k.SetRole(core, role)
+		}
+		become(policy.RoleMaster)
+		c.join()
+		table := &gatedTable{c.a.kernel, make(chan struct{})}
+		c.a.flows.table = table
+		c.a.flows.SetRole(core, policy.RoleMaster)
+		c.settle()
+		become(policy.RoleBackup)
+		if s := k.Statuses()[0]; s.Ready || !strings.Contains(s.Why, "a is MASTER") {
+			t.Errorf("%+v", s)
+		}
+		close(table.gate)
+		c.settle()
+		if s := k.Statuses()[0]; !s.Ready {
+			t.Errorf("%+v", s)
 		}
 	})
 }
