@@ -136,6 +136,20 @@ type ReplicationStatus struct {
 	Normalised  uint64            `json:"normalised"`   // got their ordinary timeout after a takeover
 	EventsLost  uint64            `json:"events_lost"`  // times that a bulk had to make up for
 	Skipped     map[string]uint64 `json:"skipped"`      // flows that peers are not told of, by reason
+	Strict      *StrictStatus     `json:"strict"`       // null unless sync.mode is strict
+}
+
+// StrictStatus counts first answers that waited for the peers, since the start.
+type StrictStatus struct {
+	Holding  bool    `json:"holding"`   // false: no peer is up, or Failed
+	Waiting  uint64  `json:"waiting"`   // now
+	Held     uint64  `json:"held"`      // packets that had to wait
+	Acked    uint64  `json:"acked"`     // of them went on when every peer had the flow
+	TimedOut uint64  `json:"timed_out"` // of them went on after sync.strict_timeout
+	Released uint64  `json:"released"`  // of them went on for another reason: no peer is up any more, or none can take the flow
+	PassedBy uint64  `json:"passed_by"` // marked but never held: the queue was full, or nobody served it
+	Waited   float64 `json:"waited_ms"` // mean of the acked ones
+	Failed   string  `json:"failed"`    // why nothing can be held, "" = it can
 }
 
 // Status is what "vippin status" shows.

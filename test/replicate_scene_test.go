@@ -20,7 +20,8 @@ import (
 // pair is a scene whose routers tell each other of their flows.
 type pair struct {
 	*scene
-	extra string // of sync:, beside listen and peers; one key a line
+	extra   string // of sync:, beside listen and peers; one key a line
+	daemons map[*lab.Router]*lab.Proc
 }
 
 const syncPort = 7443
@@ -31,10 +32,10 @@ func setPair(t *testing.T, name string, opts lab.Options, extra string) *pair {
 	t.Helper()
 	s := setScene(t, name, opts)
 	s.must(s.AddSyncLink())
-	p := &pair{scene: s, extra: extra}
+	p := &pair{scene: s, extra: extra, daemons: make(map[*lab.Router]*lab.Proc)}
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))
 	for _, r := range s.Routers() {
-		s.start(r, p.config(r, onWAN))
+		p.daemons[r] = s.start(r, p.config(r, onWAN))
 	}
 	p.awaitRole(s.RA, policy.RoleMaster)
 	for _, r := range s.Routers()[1:] {

@@ -198,9 +198,6 @@ func (d *daemon) rollBack(now time.Duration) {
 // notYet names what the configuration asks for and this version does not do.
 func notYet(config *policy.Config) []string {
 	var missing []string
-	if config.Sync.Mode == policy.SyncStrict {
-		missing = append(missing, "sync.mode strict: this version replicates asynchronously only, the youngest connections may break at a failover")
-	}
 	if config.Fastpath.Enabled {
 		missing = append(missing, "fastpath.enabled: this version has no fast path yet, every packet takes the stack")
 	}

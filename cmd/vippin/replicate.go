@@ -27,7 +27,7 @@ const (
 	refreshChunk = 1024                   // flows refreshed in one go
 )
 
-// flowTable is what the replicator needs of *loader.Replica.
+// flowTable is what the replicator needs of a loader.Replica.
 type flowTable interface {
 	SetOptions(policy.SyncConfig)
 	SetPlan(policy.Plan, policy.Observed)
@@ -44,7 +44,22 @@ type flowTable interface {
 	InstallExpectation(*policy.Expectation) error
 	Rehearse(context.Context, loader.Rehearsing) (policy.Rehearsal, error)
 	Skipped() map[string]uint64
+	SetPrompt(on bool)
+	NewGate(policy.SyncConfig) (gate, error)
 	Close() error
+}
+
+// replicaTable is *loader.Replica as the replicator takes it.
+type replicaTable struct{ *loader.Replica }
+
+func (t replicaTable) NewGate(config policy.SyncConfig) (gate, error) {
+	g, err := t.Replica.NewGate(loader.GateOptions{
+		Queue: config.StrictQueue, Mark: config.StrictMark, Timeout: config.StrictTimeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 // replicator tells peers of this router's flows and holds theirs ready here.
@@ -65,6 +80,8 @@ type replicator struct {
 	ready     *readyKeeper
 	words     *peerWords
 	flight    *flightLog
+
+	strict *strictness
 
 	installing sync.Mutex
 	rehearsing sync.Mutex // one at a time
@@ -104,7 +121,8 @@ func newReplicator(e *env, log *slog.Logger, table flowTable, identity natsync.C
 		hold:     natsync.Hold{For: config.Sync.DeleteHold, Limit: int(config.Dataplane.MaxFlows)},
 		bornHere: make(map[string]bool), unheard: make(map[string]bool), loose: make(map[string]bool),
 		links: make(map[string]*peerLink), history: make(map[string]*peerHistory), unready: make(unready),
-		wake: make(chan struct{}, 1),
+		wake:   make(chan struct{}, 1),
+		strict: newStrictness(log, table.NewGate, config.Sync),
 	}
 }
 
@@ -122,6 +140,7 @@ func (r *replicator) Run(ctx context.Context) error {
 	tasks.Go(func() error { return r.table.Follow(ctx, r.flowEvent) })
 	tasks.Go(func() error { return r.tend(ctx) })
 	tasks.Go(func() error { return r.mend(ctx) })
+	tasks.Go(func() error { return r.strict.Run(ctx) })
 	if err := tasks.Wait(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("replicate flows: %w", err)
 	}
@@ -224,6 +243,7 @@ func (r *replicator) Shaken(ifindex int) {
 // Set puts a changed configuration into force.
 func (r *replicator) Set(config *policy.Config) {
 	r.table.SetOptions(config.Sync)
+	r.strict.Set(config.Sync)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	wider := scopeChanged(r.sync, config.Sync)
@@ -232,6 +252,10 @@ func (r *replicator) Set(config *policy.Config) {
 	if wider {
 		r.bulkToAll()
 	}
+	for _, link := range r.links {
+		link.session.SetPrompt(r.strict.Strict())
+	}
+	r.holdAnswers()
 }
 
 // state is what peers hear of this router's groups and pins. Called with mu.
@@ -243,6 +267,17 @@ func (r *replicator) tellState() {
 	for _, link := range r.links {
 		link.session.SetState(r.state())
 	}
+}
+
+// holdAnswers has first answers wait while there is a peer that has everything
+// else: what begins then is told at once. Called with mu.
+func (r *replicator) holdAnswers() {
+	up := false
+	for _, link := range r.links {
+		up = up || link.isUp()
+	}
+	r.strict.Hold(up)
+	r.table.SetPrompt(up && r.strict.Strict())
 }
 
 // rouse lets mend look. Called with mu.

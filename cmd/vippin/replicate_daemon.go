@@ -65,7 +65,7 @@ func (d *daemon) beginReplication(config *policy.Config) error {
 	if _, err := rand.Read(identity.Boot[:]); err != nil {
 		return errors.Join(err, table.Close())
 	}
-	flows := newReplicator(d.env, d.log, table, identity, public, config)
+	flows := newReplicator(d.env, d.log, replicaTable{table}, identity, public, config)
 	flows.publish, flows.flight = d.hub.Publish, d.flight
 	flows.ready, flows.words, flows.alike = d.ready, d.words, d.alike
 	r := &replication{flows: flows, ended: make(chan struct{})}

@@ -34,7 +34,8 @@ type peerLink struct {
 	missing  bool              // this router has lost flows that the peer told of
 	askedAt  time.Duration
 	refused  map[policy.FlowKey]natsync.Reason // by the peer, of late
-	bulkSent bool                              // the peer has had all once
+	bulkSent bool                              // the peer has been told of all once
+	whole    bool                              // and has acknowledged that
 	marks    [2]rates                          // for the rates that are shown
 
 	// Of the session's reader alone, so that a batch makes no garbage:
@@ -83,6 +84,7 @@ func (r *replicator) join(link *peerLink) {
 	link.session.SetState(r.state())
 	link.tellDigest()
 	r.ready.Joined(link.peer)
+	link.session.SetPrompt(r.strict.Strict())
 }
 
 func (r *replicator) leave(link *peerLink) {
@@ -105,7 +107,15 @@ func (r *replicator) leave(link *peerLink) {
 		for _, group := range r.authority.Mastered() {
 			r.unheard[group] = true
 		}
+		r.holdAnswers()
 	}
+}
+
+// isUp tells whether the peer has had everything once in this session. Called with
+// mu.
+func (l *peerLink) isUp() bool {
+	l.whole = l.whole || l.bulkSent && !l.session.Stats().Sent.Bulk.Running
+	return l.greeted && l.whole
 }
 
 // askBulk has the peer told of everything soon.

@@ -294,8 +294,9 @@ func (l *peerLink) strangers(born map[string]uint32) (removals []loader.Removal)
 // BulkWanted is the peer's wish to be told of everything.
 func (l *peerLink) BulkWanted([]string) { l.askBulk() }
 
-// Refused notes which flows the peer could not take.
+// Refused notes which flows the peer could not take. Nothing waits for those.
 func (l *peerLink) Refused(flows []policy.Flow, reasons []natsync.Reason) {
+	l.r.strict.Release(flows)
 	l.r.mu.Lock()
 	defer l.r.mu.Unlock()
 	for i := range flows {
@@ -305,8 +306,23 @@ func (l *peerLink) Refused(flows []policy.Flow, reasons []natsync.Reason) {
 	}
 }
 
-// Acked is of flows that the peer has.
-func (l *peerLink) Acked([]policy.Flow) {}
+// Acked lets the first answers of flows pass that every peer has now.
+func (l *peerLink) Acked(flows []policy.Flow) {
+	l.r.strict.Acked(l.r.haveAll(l, flows))
+}
+
+// haveAll drops flows from a list that a peer which is up has not acknowledged yet.
+func (r *replicator) haveAll(by *peerLink, flows []policy.Flow) []policy.Flow {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, link := range r.links {
+		if link == by || !link.isUp() {
+			continue
+		}
+		flows = slices.DeleteFunc(flows, func(flow policy.Flow) bool { return link.session.Pending(flow.FlowKey) })
+	}
+	return flows
+}
 
 // Digest is what the peer says that routers should have alike.
 func (l *peerLink) Digest(digest []byte) { l.r.alike.heard(l.peer, digest) }

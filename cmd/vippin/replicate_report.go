@@ -148,6 +148,7 @@ func (r *replicator) Status() *policy.ReplicationStatus {
 	defer r.mu.Unlock()
 	status := r.counts
 	status.Held, status.Skipped = r.told.Len(), r.table.Skipped()
+	status.Strict = r.strict.Status()
 	return &status
 }
 
@@ -165,6 +166,9 @@ func (r *replicator) Warnings(peers []policy.PeerConfig) []string {
 		if n := len(r.links[name].refused); n > 0 {
 			warnings = append(warnings, strconv.Itoa(n)+" flows that peer "+name+" could not take would break at a failover (vippin peers says why)")
 		}
+	}
+	if warning := r.strict.Warning(); warning != "" {
+		warnings = append(warnings, warning)
 	}
 	return warnings
 }

@@ -99,6 +99,7 @@ func (r *replicator) tend(ctx context.Context) error {
 		r.tellEnds()
 		r.askMissing()
 		r.measure()
+		r.lookAtPeers()
 		if now := r.monotonic(); now-refreshed >= r.refreshEvery() {
 			refreshed = now
 			if err := r.refresh(ctx); err != nil {
@@ -143,6 +144,13 @@ func (r *replicator) askMissing() {
 			link.session.RequestBulk(link.masters(r.authority))
 		}
 	}
+}
+
+// lookAtPeers notes which peers have come to have everything.
+func (r *replicator) lookAtPeers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holdAnswers()
 }
 
 func (r *replicator) refreshEvery() time.Duration {

@@ -45,11 +45,18 @@ type fakeTable struct {
 	loosened  map[string]int
 	rehearsed []loader.Rehearsing
 	full      bool
+	prompt    bool
+	gates     chan *fakeGate // those that were opened
+	noGate    error
+	stall     chan struct{} // installing waits for it, if there is one
 	events    chan loader.FlowEvent
 }
 
 func newFakeTable() *fakeTable {
-	return &fakeTable{flows: make(map[policy.FlowKey]policy.Flow), events: make(chan loader.FlowEvent), loosened: make(map[string]int)}
+	return &fakeTable{
+		flows: make(map[policy.FlowKey]policy.Flow), events: make(chan loader.FlowEvent), loosened: make(map[string]int),
+		gates: make(chan *fakeGate, 16),
+	}
 }
 
 func (f *fakeTable) SetOptions(policy.SyncConfig)         {}
@@ -92,6 +99,12 @@ func (f *fakeTable) Expectations(context.Context, func(*policy.Expectation) erro
 func (f *fakeTable) InstallExpectation(*policy.Expectation) error                        { return nil }
 
 func (f *fakeTable) Install(list []loader.Installation) ([]loader.Outcome, error) {
+	f.mu.Lock()
+	stall := f.stall
+	f.mu.Unlock()
+	if stall != nil {
+		<-stall
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var outcomes []loader.Outcome

@@ -84,15 +84,16 @@ func (l *Lab) LinksDown(r *Router) error {
 	return errors.Join(append(errs, <-killed)...)
 }
 
-// Crash pulls every cable of the router at the switches, that of the sync link
-// too, and kills everything that runs in it. The interfaces stay up.
+// Crash pulls every cable of the router at the switches and kills everything that
+// runs in it. The interfaces stay up. The sync link's cable is the first, so that
+// nothing is told any more of what happens until the others are out.
 func (l *Lab) Crash(r *Router) error {
 	var errs []error
-	for _, s := range l.Segments() {
-		errs = append(errs, l.CutCable(r, s))
-	}
 	if _, err := r.nl.LinkByName(SyncLink); err == nil {
 		errs = append(errs, l.CutSync(r))
+	}
+	for _, s := range l.Segments() {
+		errs = append(errs, l.CutCable(r, s))
 	}
 	return errors.Join(append(errs, killInside(r.NS))...)
 }
