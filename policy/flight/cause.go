@@ -3,9 +3,12 @@
 package flight
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"vippin/policy"
 )
@@ -107,6 +110,8 @@ func (rec *record) causeOfFall() string {
 		return fmt.Sprintf("two routers were MASTER, and %s stays: %s", rec.named(rival), rec.compared(rival))
 	case beaten:
 		return fmt.Sprintf("preempted by %s: %s", rec.named(rival), rec.compared(rival))
+	case own.At != 0 && own.Priority == 0 && rec.lostFirst():
+		return fmt.Sprintf("%s, removed by hand or by another program: the VRRP daemon here resigned for it (priority 0)", removed.detail)
 	case own.At != 0 && own.Priority == 0:
 		return "this router resigned (priority 0): its VRRP daemon was stopped, or gave up"
 	case isRemoved:
@@ -115,6 +120,15 @@ func (rec *record) causeOfFall() string {
 		return "this router's adverts stopped: its VRRP daemon died or hangs"
 	}
 	return "not known"
+}
+
+// lostFirst tells whether a VIP went just before this router resigned: who resigns
+// in good order takes the VIPs away afterwards.
+func (rec *record) lostFirst() bool {
+	resigned := cmp.Or(rec.own.resigned, rec.ownAfter.At)
+	return slices.ContainsFunc(rec.events, func(e event) bool {
+		return e.what == VIPRemoved && e.at < resigned && e.at >= resigned-time.Second
+	})
 }
 
 // rival is the better router that was heard just before.

@@ -91,18 +91,24 @@ type reading struct {
 
 // speaker is what the adverts in one direction say.
 type speaker struct {
-	last  Advert
-	first Advert     // of those without a pause until last
-	name  netip.Addr // of the sender; a link-local one says little
+	last     Advert
+	first    Advert        // of those without a pause until last
+	resigned time.Duration // the first with priority 0 since; 0: none
+	name     netip.Addr    // of the sender; a link-local one says little
 }
 
 func (s *speaker) take(a Advert) {
 	if a.At < s.last.At {
 		return
 	}
-	resumed := s.last.Priority == 0 && a.Priority != 0
-	if s.last.At == 0 || resumed || a.At-s.last.At > silence(s.last.Interval) {
-		s.first, s.name = a, a.Source
+	pause := a.At - s.last.At
+	// Of several virtual routers one resigns a moment after the other.
+	resumed := s.last.Priority == 0 && a.Priority != 0 && pause > known(a.Interval)
+	if s.last.At == 0 || resumed || pause > silence(s.last.Interval) {
+		s.first, s.name, s.resigned = a, a.Source, 0
+	}
+	if a.Priority == 0 && s.resigned == 0 {
+		s.resigned = a.At
 	}
 	if !a.Source.IsLinkLocalUnicast() {
 		s.name = a.Source

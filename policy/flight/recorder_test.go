@@ -265,6 +265,17 @@ func TestCausesOfAFall(t *testing.T) {
 		{"by hand", "198.51.100.2 on wan0, removed by hand", "", policy.RoleBackup,
 			func(p *tape) { p.vip(1112*ms, false) },
 			[]string{"last_own_advert 1000.0", "vip_removed 1112.0", "role 1120.0", "role_in_force 1120.5"}},
+		{"by hand, and keepalived resigns", "198.51.100.2 on wan0, removed by hand or by another program: the VRRP daemon here resigned", "", policy.RoleBackup,
+			func(p *tape) { p.vip(1105*ms, false); p.sent(1106*ms, 0); p.sent(1107*ms, 150); p.sent(1108*ms, 0) },
+			[]string{"vip_removed 1105.0", "last_own_advert 1108.0", "role 1120.0", "role_in_force 1120.5"}},
+		{"one virtual router after the other", "this router resigned (priority 0): its VRRP daemon was stopped", "", policy.RoleBackup,
+			func(p *tape) {
+				p.sent(1106*ms, 0)
+				p.vip(1107*ms, false)
+				p.sent(1108*ms, 150)
+				p.sent(1109*ms, 0)
+				p.vip(1110*ms, false)
+			}, nil},
 		{"nothing known", "not known", "", policy.RoleBackup, func(*tape) {}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
