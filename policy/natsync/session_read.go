@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"vippin/policy"
 )
@@ -155,7 +156,7 @@ func (r *reader) takeBatch(b []byte) error {
 	defer r.mu.Unlock()
 	r.acks.seq = seq
 	if len(refusals) > 0 {
-		r.acks.refused = append(r.acks.refused, refusedBatch{seq, refusals})
+		r.acks.refused = append(r.acks.refused, refusedBatch{seq, slices.Clone(refusals)}) // the handler's are for this call
 	}
 	for _, refusal := range refusals {
 		r.stats.Received.Refused[refusal.Reason]++
