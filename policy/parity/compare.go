@@ -70,7 +70,7 @@ type comparison struct {
 	own, peer Facts
 	name      string // of the peer
 	pairing   pairing
-	absent    map[policy.VLAN]bool // VLANs that one router has no pin for
+	absent    map[policy.VLAN]bool // VLANs that one router has no pin or interface for
 	regrouped map[[2]string]bool   // groups here and there that pins differ in
 	found     []policy.Difference
 }

@@ -91,7 +91,26 @@ func pair(own, peer *Facts) pairing {
 			p.add(nil, b)
 		}
 	}
+	callAbsent(p.here, own.Pins)
+	callAbsent(p.there, peer.Pins)
 	return p
+}
+
+// callAbsent names the interfaces of pins that are not there: rules may speak of
+// them.
+func callAbsent(labels map[string]string, pins []Pin) {
+	for _, pin := range pins {
+		if labels[pin.Interface] == "" {
+			labels[pin.Interface] = vlanLabel(pin.VLAN)
+		}
+	}
+}
+
+func vlanLabel(vlan policy.VLAN) string {
+	if vlan == (policy.VLAN{}) {
+		return "the untagged VLAN"
+	}
+	return "VLAN " + vlan.String()
 }
 
 // onlyOne returns the one that is like a, nil if there are several.
@@ -148,10 +167,8 @@ func (p *pairing) labelOf(c couple) string {
 	}
 	label := one.Name
 	switch {
-	case len(c.vlans) > 0 && c.vlans[0] == (policy.VLAN{}):
-		label = "the untagged VLAN"
 	case len(c.vlans) > 0:
-		label = "VLAN " + c.vlans[0].String()
+		label = vlanLabel(c.vlans[0])
 	case len(one.Networks) > 0:
 		label = "network " + one.Networks[0].String()
 	}

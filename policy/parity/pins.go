@@ -50,6 +50,7 @@ func (c *comparison) lonePin(pin Pin, isHere bool) {
 func (c *comparison) pin(a, b Pin) {
 	about := "pin " + a.key().String()
 	if a.Present != b.Present {
+		c.absent[a.VLAN] = true
 		c.error("interface", about, presence(a), presence(b), "without the interface, %s cannot take the connections of %s over", c.lacking(a.Present), about)
 	}
 	if a.Group != b.Group {
