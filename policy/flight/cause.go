@@ -69,6 +69,8 @@ func (rec *record) causeOfRise() string {
 	case !sends:
 		return fmt.Sprintf("the VIPs were added without VRRP, by hand or by another program: no advert of this router left, %s was heard last",
 			rec.named(last))
+	case began-last.At > 2*known(last.Interval) && rec.since(ConflictSeen):
+		return fmt.Sprintf("the adverts of %s stopped, and yet it was MASTER: they did not get through", rec.named(last))
 	case began-last.At > 2*known(last.Interval):
 		return fmt.Sprintf("the adverts of %s stopped: it crashed, or was cut off", rec.named(last))
 	case own.Priority > last.Priority:
@@ -83,6 +85,11 @@ func (rec *record) cameUp() string {
 		return ", " + e.detail + " had come up"
 	}
 	return ""
+}
+
+// since tells whether something happened after the role changed.
+func (rec *record) since(what string) bool {
+	return slices.ContainsFunc(rec.events, func(e event) bool { return e.what == what && e.at > rec.at })
 }
 
 // before is the last event of a kind until the role changed.

@@ -102,12 +102,18 @@ func (s *speaker) take(a Advert) {
 		return
 	}
 	pause := a.At - s.last.At
-	// Of several virtual routers one resigns a moment after the other.
-	resumed := s.last.Priority == 0 && a.Priority != 0 && pause > known(a.Interval)
-	if s.last.At == 0 || resumed || pause > silence(s.last.Interval) {
-		s.first, s.name, s.resigned = a, a.Source, 0
+	silent := s.last.At == 0 || pause > silence(s.last.Interval)
+	resumed := s.last.Priority == 0 && a.Priority != 0
+	if silent || resumed {
+		s.first = a
 	}
-	if a.Priority == 0 && s.resigned == 0 {
+	if silent {
+		s.name = a.Source
+	}
+	switch { // of several virtual routers one resigns a moment after the other
+	case silent || resumed && pause > known(a.Interval):
+		s.resigned = 0
+	case a.Priority == 0 && s.resigned == 0:
 		s.resigned = a.At
 	}
 	if !a.Source.IsLinkLocalUnicast() {

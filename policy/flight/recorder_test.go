@@ -215,6 +215,32 @@ func TestNameOfTheOther(t *testing.T) {
 	}
 }
 
+// Both are MASTER: what looked like a crash was none.
+func TestSplitBrainBegins(t *testing.T) {
+	p := standby(t)
+	p.sent(1361*ms, 100)
+	p.role(1364*ms, policy.RoleMaster)
+	p.Conflict(core, boot+1564*ms, "both masters")
+	p.wantCause(p.last(2000*ms), "the adverts of router-b (198.51.100.4) stopped, and yet it was MASTER: they did not get through")
+}
+
+// keepalived resigns when a VIP is taken away, and is MASTER again at once.
+func TestBackAtOnce(t *testing.T) {
+	p := master(t)
+	p.vip(1050*ms, false)
+	p.role(1050*ms+ms/2, policy.RoleBackup)
+	p.sent(1051*ms, 0)
+	p.sent(1052*ms, 150)
+	p.sent(1053*ms, 0)
+	p.wantCause(p.last(1060*ms), "198.51.100.2 on wan0, removed by hand")
+	p.sent(1090*ms, 150)
+	p.vip(1092*ms, true)
+	p.role(1093*ms, policy.RoleMaster)
+	f := p.last(1500 * ms)
+	p.wantCause(f, "began as the only router")
+	p.wantStory(f, "first_own_advert 1090.0", "vip_added 1092.0", "role 1093.0", "role_in_force 1093.5")
+}
+
 func TestAloneFromTheBeginning(t *testing.T) {
 	p := newTape(t)
 	p.role(0, policy.RoleFault)
