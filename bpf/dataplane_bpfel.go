@@ -236,10 +236,13 @@ type DataplanePacket struct {
 	Proto     uint8
 	Ttl       uint8
 	IcmpType  uint8
+	TcpFlags  uint8
 	Held      bool
+	_         [1]byte
 	IpCheck   uint16
 	VlanOuter uint16
 	VlanInner uint16
+	_         [2]byte
 	Src       struct {
 		_    structs.HostLayout
 		Word [4]uint32

@@ -35,6 +35,34 @@ static __always_inline void hold_answer(struct __sk_buff *skb, struct packet *pk
 	count_pin(end->pin, PIN_HELD);
 }
 
+static __always_inline bool begins_connection(const struct packet *pkt)
+{
+	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* A connection begins on a tuple whose mapping is an earlier one's, which had its
+ * answers: that the peer has that one says nothing. (A SYN that is repeated finds
+ * no answer since the mapping's new birth.)
+ */
+static __always_inline void hold_anew(struct public_end *mapped, const struct flow_key *local, __u64 now)
+{
+	__u32 zero = 0;
+	struct hold *h = bpf_map_lookup_elem(&hold, &zero);
+	struct flow_key key = *local;
+	struct local_end *end;
+
+	if (!h || !h->since_ns || !(mapped->flags & (MAPPING_ACKED | MAPPING_RELEASED)))
+		return;
+	key.self = mapped->addr;
+	key.self_port = mapped->port;
+	end = bpf_map_lookup_elem(&by_public, &key);
+	if (!end || end->last_in_ns < end->born_ns)
+		return;
+	mapped->flags &= ~(MAPPING_ACKED | MAPPING_RELEASED);
+	end->born_ns = now;
+	end->flags &= ~(MAPPING_ACKED | MAPPING_RELEASED);
+}
+
 /* Sets flags of the index-th mapping; the next one follows. */
 static long acknowledge_one(__u32 index, struct acknowledgement *told)
 {

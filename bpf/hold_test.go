@@ -402,3 +402,116 @@ func TestFlowKeyLayout(t *testing.T) {
 		t.Errorf("%d octets in memory, %d in the map", got, want)
 	}
 }
+
+const (
+	tcpFIN = 0x01
+	tcpSYN = 0x02
+	tcpACK = 0x10
+)
+
+// segment is a TCP frame with other flags, and a checksum as wrong as it was right.
+func segment(t *testing.T, f frame, flags uint8) []byte {
+	t.Helper()
+	b := f.bytes(t)
+	b[etherHeader+f.ipHeaders()+13] = flags
+	return b
+}
+
+// A connection that begins on the tuple of one that had its answers is held anew,
+// although the packets before took shortcuts.
+func TestHeldAnew(t *testing.T) {
+	d := newDataplane(t)
+	for _, ipv6 := range []bool{false, true} {
+		for name, c := range map[string]struct {
+			flags uint8 // of the segment that leaves
+			since uint64
+			last  uint64 // answer of the earlier one
+			anew  bool
+		}{
+			"SYN":                   {flags: tcpSYN, since: holdSince, last: bornLate, anew: true},
+			"SYN with ECN's bits":   {flags: tcpSYN | 0xc0, since: holdSince, last: bornLate + 5, anew: true},
+			"SYN, no answer before": {flags: tcpSYN, since: holdSince, last: bornLate - 1},
+			"SYN, ACK":              {flags: tcpSYN | tcpACK, since: holdSince, last: bornLate},
+			"ACK":                   {flags: tcpACK, since: holdSince, last: bornLate},
+			"FIN, ACK":              {flags: tcpFIN | tcpACK, since: holdSince, last: bornLate},
+			"SYN, nothing is held":  {flags: tcpSYN, last: bornLate},
+		} {
+			t.Run(name, func(t *testing.T) {
+				d.reset(t)
+				d.holding(t)
+				fl := someFlow(ipv6, layers.IPProtocolTCP, false)
+				fl.flags = DataplaneMappingFlagsMAPPING_ACKED | DataplaneMappingFlagsMAPPING_RELEASED
+				d.mapFlow(t, fl)
+				out, outWant := fl.frames(egress)
+				in, inWant := fl.frames(ingress)
+				for range 2 { // the second one by a shortcut
+					run(t, d.VippinEgress, out.bytes(t), forwarded, checksumNone)
+					run(t, d.VippinIngress, in.bytes(t), forwarded, checksumNone)
+				}
+				local := d.localEnd(t, fl)
+				local.BornNs, local.LastInNs = bornLate, c.last
+				put(t, d.ByPublic, fl.key(fl.public), local)
+				put(t, d.Hold, uint32(0), DataplaneHold{SinceNs: c.since, Mark: holdMark, Mask: holdMask})
+
+				before := coarseNow(t)
+				d.forget(t)
+				got := run(t, d.VippinEgress, segment(t, out, c.flags), skBuff{Mark: markBefore, IngressIfindex: loopback}, checksumNone)
+				sameBytes(t, "segment", got.frame, segment(t, outWant, c.flags))
+				d.expectCounts(t, rewritten(egress), counts{})
+				var public DataplanePublicEnd
+				if err := d.ByLocal.Lookup(fl.key(fl.local), &public); err != nil {
+					t.Fatal(err)
+				}
+				local = d.localEnd(t, fl)
+				want, born := fl.flags, uint64(bornLate)
+				if c.anew {
+					want, born = 0, local.BornNs
+					if born < before || born > coarseNow(t) {
+						t.Errorf("born at %d, want after %d", born, before)
+					}
+				}
+				if local.Flags != want || public.Flags != want || local.BornNs != born {
+					t.Errorf("flags %d and %d, born at %d; want %d, %d", local.Flags, public.Flags, local.BornNs, want, born)
+				}
+				counted, mark := rewritten(ingress), uint32(markBefore)
+				if c.anew {
+					counted[DataplanePinCounterPIN_HELD], mark = 1, markHeld
+				}
+				d.forget(t)
+				got = run(t, d.VippinIngress, segment(t, in, tcpSYN|tcpACK), skBuff{Mark: markBefore}, checksumNone)
+				sameBytes(t, "answer", got.frame, segment(t, inWant, tcpSYN|tcpACK))
+				d.expectCounts(t, counted, counts{})
+				if got.skb.Mark != mark {
+					t.Errorf("mark %#x, want %#x", got.skb.Mark, mark)
+				}
+			})
+		}
+	}
+}
+
+// What begins a connection takes no shortcut, and leaves none.
+func TestNoShortcutForSYN(t *testing.T) {
+	d := newDataplane(t)
+	for _, direction := range []string{egress, ingress} {
+		for flags, want := range map[uint8]bool{tcpSYN: false, tcpSYN | tcpACK: false, tcpACK: true, tcpFIN | tcpACK: true} {
+			fl := someFlow(false, layers.IPProtocolTCP, false)
+			in, _ := fl.frames(direction)
+			learns := func(first uint8) bool {
+				d.unmapFlows(t)
+				d.mapFlow(t, fl)
+				run(t, d.program(direction), segment(t, in, first), forwarded, checksumNone)
+				return d.knows(t, direction, segment(t, in, flags), forwarded)
+			}
+			got := learns(tcpACK)
+			if got != want {
+				got = learns(tcpACK) // the kernel's clock may have begun an epoch
+			}
+			if got != want {
+				t.Errorf("%s: flags %#x take a shortcut %v, want %v", direction, flags, got, want)
+			}
+			if flags == tcpACK && learns(tcpSYN) {
+				t.Errorf("%s: a SYN left a shortcut", direction)
+			}
+		}
+	}
+}

@@ -21,6 +21,9 @@
 #define IP_OFFSET 0x1fff
 #define IP6_MORE 0x0001
 #define IP6_OFFSET 0xfff8
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
 #define MAX_TAGS 2
 #define MAX_EXTENSIONS 8 /* IPv6 extension headers followed; a longer chain is left alone */
 
@@ -245,6 +248,8 @@ static __always_inline enum transport parse_transport(struct __sk_buff *skb, str
 			return UNKNOWN;
 		pkt->sport = ports[0];
 		pkt->dport = ports[1];
+		if (pkt->proto == IPPROTO_TCP && !quoted)
+			pkt->tcp_flags = bpf_ntohs(ports[6]); /* RFC 9293 section 3.1: the lower octet */
 		return FLOW;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:

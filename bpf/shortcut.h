@@ -56,7 +56,7 @@ static __always_inline __u64 read_epoch(void)
 }
 
 /* Mixes the ports in. False: the transport header is not whole in the part of the
- * packet that is at hand, or has no checksum.
+ * packet that is at hand, has no checksum, or begins a connection.
  */
 static __always_inline bool brief_transport(void *l4, void *end, __u8 proto, struct brief *b)
 {
@@ -70,7 +70,7 @@ static __always_inline bool brief_transport(void *l4, void *end, __u8 proto, str
 		return false;
 	b->check = (__be16 *)(b->udp ? &udp->check : &tcp->check);
 	b->digest = mix(mix(b->digest, (__u64) * (__be32 *)l4 << 32 | b->udp), 0);
-	return !b->udp || udp->check;
+	return b->udp ? udp->check : !tcp->syn;
 }
 
 static __always_inline bool brief_of(struct __sk_buff *skb, const struct iface *iface, bool out,

@@ -17,8 +17,6 @@
 
 #define PORT_TRIES 16 /* public ends tried for one flow */
 #define EEXIST 17
-#define TCP_FLAGS 13 /* offset, RFC 9293 section 3.1 */
-#define TCP_RST 0x04
 #define FOREIGN_NS 60000000000ULL /* twice as long as conntrack keeps an ICMP echo */
 
 /* Another port for the same address, from the range netfilter would take it
@@ -236,15 +234,6 @@ static __always_inline verdict note_native(struct __sk_buff *skb, const struct p
 	return reason == PIN_CREATED ? send_pinned(skb, pkt, end) : untouched();
 }
 
-/* Ends the router itself a connection that it knows nothing of? */
-static __always_inline bool is_own_reset(struct __sk_buff *skb, const struct packet *pkt)
-{
-	__u8 flags;
-
-	return !skb->ingress_ifindex && pkt->proto == IPPROTO_TCP &&
-	       !bpf_skb_load_bytes(skb, pkt->l4_off + TCP_FLAGS, &flags, sizeof(flags)) && flags & TCP_RST;
-}
-
 /* A packet of nobody's mapping leaves from an address that is not unique: is
  * it from a VIP, and does it step on a mapping?
  */
@@ -272,7 +261,8 @@ static __always_inline verdict watch_vip(struct __sk_buff *skb, const struct pac
 
 		bpf_map_update_elem(&foreign, key, &now, BPF_ANY);
 	}
-	return is_own_reset(skb, pkt) ? judged(vip->pin, PIN_RESET) : untouched();
+	/* The router ends a connection that it knows nothing of. */
+	return !skb->ingress_ifindex && pkt->tcp_flags & TCP_RST ? judged(vip->pin, PIN_RESET) : untouched();
 }
 
 /* A packet that no mapping knows. */
@@ -326,6 +316,8 @@ static __always_inline verdict pin_egress(struct __sk_buff *skb, struct packet *
 
 			if (end->last_out_ns != now)
 				end->last_out_ns = now;
+			if (begins_connection(pkt))
+				hold_anew(end, &key, now);
 			return send_pinned(skb, pkt, end);
 		}
 	}

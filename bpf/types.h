@@ -346,6 +346,7 @@ struct packet {
 	__u8 proto; /* what stands at l4_off */
 	__u8 ttl;
 	__u8 icmp_type;
+	__u8 tcp_flags; /* 0 in a quotation */
 	_Bool held; /* its answer waits for the peer */
 	__be16 ip_check; /* IPv4's header checksum */
 	__u16 vlan_outer; /* tags still in the frame, 0 = none */

@@ -3,7 +3,9 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -383,5 +385,37 @@ func TestGateLosesNothing(t *testing.T) {
 	counts := l.counts(t)
 	if counts.Waiting != 0 || counts.TimedOut != 0 || counts.PassedBy != 0 || counts.Acked != counts.Held {
 		t.Errorf("counts %+v", counts)
+	}
+}
+
+// A connection on the tuple of an earlier one that the peer had is another one.
+func TestGateHoldsReused(t *testing.T) {
+	l := newGateLab(t, waitAsLongAsItTakes)
+	ends := bothFamilies[0]
+	src := netip.MustParseAddrPort(ends.src)
+	flow := pinnedFlow(unix.IPPROTO_TCP, src, netip.MustParseAddrPort(ends.dst), netip.AddrPortFrom(addrs(vip)[0], src.Port()))
+	for round := range uint64(3) {
+		var client, server *net.TCPConn
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			client, server = connect(t, l.lan, l.wan, ends.src, ends.dst, ends.dst)
+		}()
+		await(t, "the answer waits", func() bool { return l.counts(t).Waiting > 0 })
+		l.gate.Acked([]policy.Flow{flow})
+		<-done
+		if client == nil {
+			t.Fatalf("no connection in round %d", round)
+		}
+		// The server closes first: the port is free again at once.
+		if err := server.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatalf("the end did not come: %v", err)
+		}
+		if err := client.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

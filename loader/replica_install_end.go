@@ -91,7 +91,7 @@ func (w *installing) makeNative(restored bool) {
 	if restored {
 		flags = mappingNative | mappingReleased
 	}
-	w.public = localEnd{Port: w.key.SelfPort, Flags: flags, Pin: w.pin.ID, BornNs: now}
+	w.public = localEnd{Port: w.key.SelfPort, Flags: flags, Pin: w.pin.ID, BornNs: now, LastInNs: now}
 	w.end = publicEnd{Port: w.key.SelfPort, Flags: flags, Pin: w.pin.ID, LastOutNs: now}
 	w.public.Addr.Word, w.end.Addr.Word = w.key.Self.Word, w.key.Self.Word
 }
