@@ -135,32 +135,36 @@ func (k *readyKeeper) Run(ctx context.Context, heard hearing) error {
 		case <-k.wake:
 		case <-timer.C:
 		}
-		if err := k.lookAtAdverts(ctx, heard); err != nil {
+		k.write(k.decide()) // at once: the loop may be busy, and keepalived does not wait
+		looked, err := k.lookAtAdverts(ctx, heard)
+		if err != nil {
 			return nil // ctx has ended
 		}
-		k.write(k.decide())
+		if looked {
+			k.write(k.decide())
+		}
 		timer.Reset(k.pause())
 	}
 }
 
 // lookAtAdverts asks the loop what is heard, while a group is held back.
-func (k *readyKeeper) lookAtAdverts(ctx context.Context, heard hearing) error {
+func (k *readyKeeper) lookAtAdverts(ctx context.Context, heard hearing) (looked bool, err error) {
 	k.mu.Lock()
 	behind := k.state.Behind()
 	k.mu.Unlock()
 	if len(behind) == 0 {
-		return nil
+		return false, nil
 	}
 	now, err := heard(ctx, behind)
 	if err != nil {
-		return err
+		return false, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, group := range behind {
 		k.state.Heard(k.monotonic(), group, now[group])
 	}
-	return nil
+	return true, nil
 }
 
 // decide lets time pass, tells of what has changed, and returns the statuses.
