@@ -116,8 +116,21 @@ func TestRebootUnderLoad(t *testing.T) {
 		p.awaitAgreement(troop.count)
 	}
 	troop.dismiss()
+	p.restartsAsMaster()
 	p.givesUp()
 	p.coldBoot()
+}
+
+// restartsAsMaster restarts the daemon of ra, which is MASTER: its priority stays.
+func (p *pair) restartsAsMaster() {
+	p.t.Helper()
+	lowered := func() int { return strings.Count(p.RA.Keepalived().Log(), "from 160 to 110") }
+	before := lowered()
+	p.start(p.RA, p.config(p.RA, onWAN))
+	p.awaitSync()
+	if after := lowered(); after != before || !strings.Contains(p.RA.Keepalived().Log(), "from 110 to 160") {
+		p.t.Errorf("the priority was lowered %d times while the daemon restarted\n%s", after-before, p.Describe())
+	}
 }
 
 // givesUp reboots ra while the daemon of rb, which is MASTER then, is stopped.
