@@ -3,6 +3,7 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -45,6 +46,7 @@ func TestFailoverRecord(t *testing.T) {
 	wire := p.captureBoth(s.RB)
 	_, err := wire.wan.Await(s.ctx, 1, isAdvert(false))
 	s.must(err)
+	s.must(s.RA.Keepalived().Kill9()) // or it might resign when the first cable is pulled
 	s.must(p.Crash(s.RA))
 	troop.allAnswered()
 	record := p.awaitRecord(s.RB, troop.count)
@@ -117,7 +119,10 @@ func (p *pair) patrol(each int) *troop {
 }
 
 // captures is what passes a router's two interfaces.
-type captures struct{ wan, lan *traffic.Capture }
+type captures struct {
+	wan, lan *traffic.Capture
+	mac      net.HardwareAddr // of the WAN's
+}
 
 func (p *pair) captureBoth(r *lab.Router) captures {
 	p.t.Helper()
@@ -127,7 +132,9 @@ func (p *pair) captureBoth(r *lab.Router) captures {
 		p.t.Cleanup(func() { c.Close() })
 		return c
 	}
-	return captures{wan: start(lab.WAN.Name), lan: start(lab.LAN.Name)}
+	link, err := r.Netlink().LinkByName(lab.WAN.Name)
+	p.must(err)
+	return captures{wan: start(lab.WAN.Name), lan: start(lab.LAN.Name), mac: link.Attrs().HardwareAddr}
 }
 
 // on is the times of the frames on some captures that match.
@@ -151,19 +158,18 @@ func isAdvert(outgoing bool) func(traffic.Frame) bool {
 	}
 }
 
-// isOfVIP matches the flows' packets of IPv4 from the VIP, or to it.
-func isOfVIP(outgoing bool) func(traffic.Frame) bool {
-	return func(f traffic.Frame) bool {
-		ip, _ := f.Packet.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
-		if ip == nil || f.Outgoing != outgoing {
-			return false
-		}
-		end := ip.DstIP
-		if outgoing {
-			end = ip.SrcIP
-		}
-		return end.Equal(net.IP(vip.V4.AsSlice()))
-	}
+// isFromVIP matches the flows' packets of IPv4.
+func isFromVIP(f traffic.Frame) bool {
+	ip, _ := f.Packet.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+	return ip != nil && f.Outgoing && ip.SrcIP.Equal(net.IP(vip.V4.AsSlice()))
+}
+
+// isToVIP matches their answers. A switch that has lost a port sends what was for
+// that one's router everywhere.
+func (c captures) isToVIP(f traffic.Frame) bool {
+	ethernet, _ := f.Packet.Layer(layers.LayerTypeEthernet).(*layers.Ethernet)
+	ip, _ := f.Packet.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+	return ethernet != nil && ip != nil && !f.Outgoing && ip.DstIP.Equal(net.IP(vip.V4.AsSlice())) && bytes.Equal(ethernet.DstMAC, c.mac)
 }
 
 // isAnnouncement matches gratuitous ARP for the VIP.
@@ -217,8 +223,8 @@ func (p *pair) compareWithWire(record policy.Failover, wire captures) {
 	for what, seen := range map[string][]time.Time{
 		flight.LastAdvert:     heard[max(0, len(heard)-1):],
 		flight.FirstOwnAdvert: on(isAdvert(true), wire.wan, wire.lan),
-		flight.FirstPinned:    on(isOfVIP(true), wire.wan),
-		flight.FirstReply:     on(isOfVIP(false), wire.wan),
+		flight.FirstPinned:    on(isFromVIP, wire.wan),
+		flight.FirstReply:     on(wire.isToVIP, wire.wan),
 	} {
 		step, told := stepOf(record, what)
 		if !told || len(seen) == 0 {
@@ -253,7 +259,13 @@ func (p *pair) outlivesDaemon(r *lab.Router, daemon *lab.Proc, record policy.Fai
 	p.t.Helper()
 	p.must(p.await("the record on the disk", func() (bool, error) {
 		data, err := os.ReadFile(filepath.Join(r.StateDir(), "failovers.json"))
-		return err == nil && strings.Contains(string(data), flight.FirstReply), nil
+		var records []policy.Failover
+		if err != nil || json.Unmarshal(data, &records) != nil || len(records) == 0 {
+			return false, nil
+		}
+		last := records[len(records)-1]
+		_, answered := stepOf(last, flight.FirstReply)
+		return answered && last.Time.Equal(record.Time), nil
 	}))
 	p.must(daemon.Kill9())
 	check := func(when string) {

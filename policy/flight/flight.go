@@ -284,7 +284,9 @@ func (r *Recorder) Role(now Clock, name string, at time.Duration, role policy.Ro
 	}
 	g.open = newRecord(now, g, at, was)
 	g.changed = at
-	g.boss = ""
+	if role == policy.RoleMaster {
+		g.boss = ""
+	}
 }
 
 // missed makes a record of a role change that happened while no daemon ran.

@@ -215,6 +215,22 @@ func TestNameOfTheOther(t *testing.T) {
 	}
 }
 
+// A peer may say that it is MASTER before this router knows that it is not.
+func TestPeerSpeaksFirst(t *testing.T) {
+	p := master(t)
+	p.heard(1050*ms, 200)
+	p.PeerRole("router-b", core, policy.RoleMaster)
+	p.role(1060*ms, policy.RoleBackup)
+	if f := p.last(1100 * ms); f.Other != "router-b" {
+		t.Errorf("%q took over", f.Other)
+	}
+	p.sent(1411*ms, 150)
+	p.role(1415*ms, policy.RoleMaster)
+	if f := p.last(1500 * ms); f.Other != "router-b" {
+		t.Errorf("took over from %q", f.Other)
+	}
+}
+
 // Both are MASTER: what looked like a crash was none.
 func TestSplitBrainBegins(t *testing.T) {
 	p := standby(t)
