@@ -203,12 +203,14 @@ func TestHoldInstalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("another queue", false)
-	if err := testHold.install(holdWays[2]); err != nil {
-		t.Fatal(err)
+	for _, half := range []string{"ip6", "ip"} {
+		if err := testHold.install(holdWays[2]); err != nil {
+			t.Fatal(err)
+		}
+		is("for both families of IP", true)
+		nft(t, "delete table "+half+" vippin-hold")
+		is("without "+half, false)
 	}
-	is("for both families of IP", true)
-	nft(t, "delete table ip6 vippin-hold")
-	is("for one of them", false)
 	install()
 	if nftList(t, "ip", holdTable) != "" {
 		t.Error("the table of family ip is still there")

@@ -23,10 +23,11 @@ const (
 	bulk    kind = "bulk"    // a peer that has restarted gets everything again
 	memory  kind = "memory"  // what a flow costs in the daemons' memory
 	newborn kind = "young"   // TCP connections that are made within the second before a crash
+	trials  kind = "faults"  // connections that are made while something is wrong with replication
 	latency kind = "latency" // how long a connection takes to be made, 1 ms away
 )
 
-var kinds = []kind{survive, newborn, latency, cost, rate, bulk, memory}
+var kinds = []kind{survive, newborn, latency, trials, cost, rate, bulk, memory}
 
 // The values of the other fields of a Case.
 const (
@@ -141,7 +142,7 @@ func (s selection) cases() []Case {
 					case newborn:
 						cases = append(cases, s.newborn(c)...)
 						continue
-					case latency:
+					case latency, trials:
 						c.Only = "tcp"
 						cases = append(cases, s.withArms(c)...)
 						continue

@@ -68,6 +68,9 @@ func measureLatency(ctx context.Context, group []Case) []Result {
 		}
 		results[i].Notes = l.notes
 		results[i].Latency = l.latency()
+		if l.arm.strict {
+			results[i].Exceptions = l.exceptions()
+		}
 		errs = append(errs, l.end())
 	}
 	for i := range results {

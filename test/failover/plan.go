@@ -30,6 +30,8 @@ func defaults() []Case {
 			s.kinds, s.flows, s.ways, s.arms = []kind{memory}, []int{200_000}, []string{oneWay}, []string{"vippin", "direct"}
 		}),
 		edit(func(s *selection) { s.kinds, s.flows, s.arms, s.rounds = []kind{newborn}, []int{2000}, youngArms, 3 }),
+		edit(func(s *selection) { s.kinds, s.flows, s.arms = []kind{latency}, []int{1000}, latencyArms }),
+		edit(func(s *selection) { s.kinds, s.flows, s.arms = []kind{trials}, []int{5000}, []string{"strict"} }),
 		edit(func(s *selection) { s.flows, s.rounds, s.arms = []int{100}, 20, []string{"vippin"} }),
 	)
 }
@@ -67,6 +69,10 @@ func full() []Case {
 		edit(func(s *selection) {
 			worst(s)
 			s.kinds, s.flows, s.arms, s.rounds = []kind{newborn}, []int{2000}, youngArms, many
+		}),
+		edit(func(s *selection) { s.kinds, s.flows, s.arms, s.rounds = []kind{latency}, []int{2000}, latencyArms, 5 }),
+		edit(func(s *selection) {
+			s.kinds, s.flows, s.arms, s.rounds = []kind{trials}, []int{5000}, []string{"strict", "vippin"}, 3
 		}),
 		churn(cost, 100_000, ways),
 		churn(rate, 240_000, []string{oneWay}),

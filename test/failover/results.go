@@ -32,6 +32,9 @@ type Result struct {
 	Unmade      int                       `json:"unmade,omitempty"`       // young: connections that the crash came before
 
 	Latency *Latency `json:"latency,omitempty"`
+	Phases  []Phase  `json:"phases,omitempty"`
+
+	Exceptions *Exceptions `json:"exceptions,omitempty"` // strict: vippin's own counters at the end
 
 	Replicated int     `json:"replicated,omitempty"`  // flows that were made
 	Missing    int     `json:"missing,omitempty"`     // of these, not at the peer

@@ -123,6 +123,8 @@ func (r runner) measureAll(ctx context.Context, group []Case) []Result {
 			ready[i], err = openSurvival(ctx, fmt.Sprintf("bench%d", i), c)
 		case newborn:
 			results[i], err = measureYoung(ctx, "bench", c)
+		case trials:
+			results[i], err = measureFaults(ctx, "bench", c)
 		default:
 			results[i], err = measureChurn(ctx, "bench", c)
 		}
@@ -170,6 +172,11 @@ func (r runner) tell(result Result) {
 		l := result.Latency
 		fmt.Fprintf(r.progress, "    %-12s %d connections in %.3f ms (median), %.3f ms (p95), %d failed\n",
 			result.Arm, l.Made, l.P50, l.P95, l.Failed)
+	case result.Kind == trials:
+		for _, p := range result.Phases {
+			fmt.Fprintf(r.progress, "    %-12s %-32s %.0f/s made, %.2f ms (median), %.1f ms (p95), %d late, %d failed %s\n",
+				result.Arm, p.Name, float64(p.Made)/p.Seconds, p.P50, p.P95, p.Late, p.Failed, p.Exceptions)
+		}
 	case result.Kind == survive:
 		fmt.Fprintf(r.progress, "    %-12s", result.Arm)
 		for _, proto := range []string{"tcp", "udp", "icmp"} {

@@ -20,7 +20,7 @@ type table struct {
 // tables are all that was measured: what survives, and what replication costs.
 func tables(results []Result) []table {
 	all := rows(results)
-	return []table{survivalTable(all), youngTable(all), latencyTable(all), costTable(all)}
+	return []table{survivalTable(all), youngTable(all), latencyTable(all), faultsTable(all), costTable(all)}
 }
 
 func survivalTable(all []row) table {
@@ -98,6 +98,52 @@ func latencyTable(all []row) table {
 		})
 	}
 	return t
+}
+
+// faultsTable has a line for each thing that went wrong.
+func faultsTable(all []row) table {
+	t := table{title: "New connections while something is wrong", head: []string{
+		"setting", "arm", "runs", "what is wrong", "begun/s", "made/s", "ms p50", "p95", "max", "sent again", "failed",
+		"held", "acked", "timed out", "released", "passed by",
+	}}
+	for _, r := range all {
+		if r.Kind != trials {
+			continue
+		}
+		for i := range r.runs[0].Phases {
+			t.lines = append(t.lines, r.phaseLine(i))
+		}
+	}
+	return t
+}
+
+// phaseLine adds up one phase of every run.
+func (r row) phaseLine(i int) []string {
+	var sum Phase
+	var counted Exceptions
+	var p50, p95 []float64
+	for _, run := range r.runs {
+		p := run.Phases[i]
+		sum.Begun, sum.Made, sum.Failed, sum.Late = sum.Begun+p.Begun, sum.Made+p.Made, sum.Failed+p.Failed, sum.Late+p.Late
+		sum.Seconds, sum.Max = sum.Seconds+p.Seconds, max(sum.Max, p.Max)
+		p50, p95 = append(p50, p.P50), append(p95, p.P95)
+		if e := p.Exceptions; e != nil {
+			sum.Exceptions = &counted
+			counted.Held, counted.Acked, counted.TimedOut = counted.Held+e.Held, counted.Acked+e.Acked, counted.TimedOut+e.TimedOut
+			counted.Released, counted.PassedBy = counted.Released+e.Released, counted.PassedBy+e.PassedBy
+		}
+	}
+	exceptions := []string{"", "", "", "", ""}
+	if e := sum.Exceptions; e != nil {
+		for i, n := range []int64{e.Held, e.Acked, e.TimedOut, e.Released, e.PassedBy} {
+			exceptions[i] = fmt.Sprint(n)
+		}
+	}
+	return append([]string{
+		fmt.Sprintf("%d new connections/s, %s", r.Flows, r.Family), r.Arm, fmt.Sprint(len(r.runs)), r.runs[0].Phases[i].Name,
+		number(float64(sum.Begun)/sum.Seconds, 0), number(float64(sum.Made)/sum.Seconds, 0),
+		number(median(p50), 2), number(median(p95), 1), number(sum.Max, 0), fmt.Sprint(sum.Late), fmt.Sprint(sum.Failed),
+	}, exceptions...)
 }
 
 // percent is what survived of a protocol; of old flows the steady and the

@@ -54,6 +54,23 @@ func sample() []Result {
 	results = append(results, Result{Case: c, Unmade: 1, Survival: map[string]swarm.Survival{"tcp": {Flows: 1999, Survived: 1999}}})
 	c.Round = 1
 	results = append(results, Result{Case: c, Unmade: 3, Survival: map[string]swarm.Survival{"tcp": {Flows: 1997, Survived: 1995, Silent: 2}}})
+	for _, arm := range []string{"strict", "vippin"} {
+		c = Case{Kind: latency, Arm: arm, Family: "ipv4", Only: "tcp", Flows: 30}
+		l := Latency{Made: 29, Failed: 1, P50: 1.2, P95: 1.5, P99: 2, Max: 3, Blocks: []float64{1.1, 1.2, 1.4}}
+		if arm == "strict" {
+			l.P50, l.Blocks = 1.25, []float64{1.15, 1.3, 1.4}
+		}
+		results = append(results, Result{Case: c, Latency: &l})
+	}
+	c = Case{Kind: trials, Arm: "strict", Family: "ipv4", Only: "tcp", Flows: 5000}
+	for round := range 2 {
+		c.Round = round
+		results = append(results, Result{Case: c, Phases: []Phase{
+			{Name: "sync link cut", Seconds: 3, Begun: 15000, Late: 2, Latency: Latency{Made: 14997, Failed: 3, P50: 20, P95: 21, Max: 1000}},
+			{Name: "after it", Seconds: 2, Begun: 10000, Latency: Latency{Made: 10000, P50: 0.5, P95: 1.5, Max: 9},
+				Exceptions: &Exceptions{Held: 25000, Acked: 10000, TimedOut: 14000, Released: 1000, PassedBy: int64(round)}},
+		}})
+	}
 	for round, seconds := range []float64{2, 3, 4} {
 		cpu := Case{Kind: cost, Arm: "vippin", Family: "ipv4", Way: oneWay, Flows: 100_000, Round: round}
 		results = append(results, Result{Case: cpu, CPUSeconds: seconds, Replicated: 100_000, Missing: 7})
@@ -74,6 +91,10 @@ func TestTables(t *testing.T) {
 		"hard, stateful, ipv4, young, 100 ms adverts | 1000 of each | vippin | 1 | 100.00 | 99.90 | 0.00 | 305/305 | 0.3/0.3 | 1.9/1.9 | -",
 		"hard, stateful, ipv4, young, 100 ms adverts | 1000 of each | conntrackd | 2 | 100.00 | 99.90 | 0.00 | 310/310 | 0.5/0.5 | 2.0/2.0 | 24.0",
 		"crash, stateful, ipv4, 100 ms adverts | 2000 in 1 s | strict | 2 | 3996 | 3994 | 99.94 | 2 | 1",
+		"the server 1ms away, ipv4 | vippin | 1 | 29 | 1 | 1.200 | 1.500 | 2.000 | 3.0 | - | - to -",
+		"the server 1ms away, ipv4 | strict | 1 | 29 | 1 | 1.250 | 1.500 | 2.000 | 3.0 | 0.050 | 0.000 to 0.100",
+		"5000 new connections/s, ipv4 | strict | 2 | sync link cut | 5000 | 4999 | 20.00 | 21.0 | 1000 | 4 | 6 |  |  |  |  | ",
+		"5000 new connections/s, ipv4 | strict | 2 | after it | 5000 | 5000 | 0.50 | 1.5 | 9 | 0 | 0 | 50000 | 20000 | 28000 | 2000 | 1",
 		"cpu one-way ipv4 | 100000 | vippin | 3 | 3.00 | CPU s / 100,000 flows | 67 % | 0.50 | 21 of 300000 | ",
 		"cpu one-way ipv4 | 100000 | conntrackd | 3 | 6.00 | CPU s / 100,000 flows | 67 % | 1.00 | 0 of 300000 | ",
 	}

@@ -14,6 +14,7 @@ import (
 type ServerPlan struct {
 	Local netip.Addr
 	TCP   bool
+	Ports int // TCP: from TCPPort on; 0 = this one alone
 	UDP   []uint16
 	ICMP  bool // watch the echo requests that the kernel answers
 	Flows [Protos]int
@@ -42,8 +43,8 @@ func startServer(plan ServerPlan) (s *server, err error) {
 			unix.Close(l.epoll)
 		}
 	}()
-	if plan.TCP {
-		if err := s.listen(); err != nil {
+	for i := range max(plan.Ports, count(plan.TCP)) {
+		if err := s.listen(uint16(TCPPort + i)); err != nil {
 			return nil, err
 		}
 	}
@@ -76,8 +77,8 @@ func startServer(plan ServerPlan) (s *server, err error) {
 	return s, nil
 }
 
-func (s *server) listen() error {
-	fd, err := socket(unix.SOCK_STREAM, 0, s.plan.Local, TCPPort)
+func (s *server) listen(port uint16) error {
+	fd, err := socket(unix.SOCK_STREAM, 0, s.plan.Local, port)
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,7 @@ type calls struct {
 	server *server
 	crowd  *crowd
 	probes *probes
+	storm  *storm
 }
 
 // close ends everything that was started.
@@ -76,6 +77,9 @@ func (c *calls) close() {
 	}
 	if c.probes != nil {
 		c.probes.close()
+	}
+	if c.storm != nil {
+		c.storm.close()
 	}
 }
 
@@ -169,6 +173,36 @@ func (c *calls) Churn(plan ChurnPlan, result *Churned) (err error) {
 // Connect makes connections one after the other, and returns when all are made.
 func (c *calls) Connect(plan ConnectPlan, took *Connected) (err error) {
 	*took, err = connect(plan)
+	return err
+}
+
+// Storm begins to make connections.
+func (c *calls) Storm(plan StormPlan, _ *None) (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.storm, err = startStorm(plan)
+	return err
+}
+
+// EndStorm begins no more connections.
+func (c *calls) EndStorm(_ None, _ *None) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.storm == nil {
+		return errIdle
+	}
+	c.storm.end()
+	return nil
+}
+
+// Stormed is what has become of the connections.
+func (c *calls) Stormed(_ None, storm *Storm) (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.storm == nil {
+		return errIdle
+	}
+	*storm, err = c.storm.report()
 	return err
 }
 
