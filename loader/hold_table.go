@@ -76,10 +76,10 @@ func InstallHold(rule HoldRule) error {
 		if err == nil {
 			return nil
 		}
-		errs = append(errs, err)
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
-			break
+			return fmt.Errorf("make table inet %s: %w", holdTable, err)
 		}
+		errs = append(errs, err)
 	}
 	return &UnsupportedError{"a way to queue packets by nf_tables",
 		"load the module nft_queue, or xt_NFQUEUE and nft_compat, or set sync.mode to async", errors.Join(errs...)}
