@@ -167,6 +167,8 @@ type Status struct {
 	// Connections to sync.listen that were refused, by reason: unknown_key,
 	// own_key, handshake, version, half_open.
 	ConnectionsRefused map[string]uint64 `json:"connections_refused"`
+	// TCP segments to a VIP that were not answered by RST (sync.no_rst).
+	ResetsHeld uint64 `json:"resets_held"`
 	// Packets that no pin can answer for: of inside hosts that no pin takes
 	// (source), or without a conntrack entry (no_conntrack).
 	UnpinnedWithoutPin map[string]uint64 `json:"unpinned_without_pin"`

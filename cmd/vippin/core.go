@@ -259,6 +259,9 @@ func (d *daemon) tellChange(change vrrp.Change) {
 		d.alike.rouse()
 		d.log.Info("role", "group", change.Name, "is", change.Role.String(), "was", change.Was.String(), "evidence", change.Evidence)
 		role := change.Role
+		if role == policy.RoleMaster && d.ready.MayLack(change.Name) {
+			d.hush.TakenOver(change.Name)
+		}
 		d.ready.SetRole(change.Name, role)
 		d.hub.Publish(policy.Event{Kind: "role", Group: change.Name, Role: &role,
 			Detail: "was " + change.Was.String()})

@@ -67,6 +67,7 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	tasks.Go(func() error { return d.followFIFO(ctx) })
 	tasks.Go(func() error { return d.loop(ctx) })
 	tasks.Go(func() error { return d.ready.Run(ctx, d.heardMasters) })
+	tasks.Go(func() error { return d.hush.Run(ctx) })
 	tasks.Go(func() error { return d.flight.Run(ctx) })
 	tasks.Go(func() error { return d.hup(ctx) })
 	d.alike.gather, d.alike.tell = d.facts, d.tellFacts
@@ -98,6 +99,7 @@ type daemon struct {
 	store  toggleStore
 	flight *flightLog
 	ready  *readyKeeper
+	hush   *hush
 	words  *peerWords
 	alike  *alike
 	prober *loader.Prober // the loop's
@@ -115,12 +117,13 @@ type daemon struct {
 
 func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dataplane, log *slog.Logger) *daemon {
 	hub := newEventHub(e.now)
-	return &daemon{
+	d := &daemon{
 		env: e, opts: opts, plane: plane, log: log,
 		notify: notifier{log: log}, hub: hub, began: e.now(),
 		store:   toggleStore{dir: config.StateDir},
 		flight:  newFlightLog(e, log, plane, hub.Publish, config.StateDir),
 		ready:   newReadyKeeper(e, log, hub.Publish, config),
+		hush:    newHush(log, e.monotonic, loaderResets, config.Sync.NoRST),
 		words:   newPeerWords(),
 		alike:   newAlike(e, log),
 		links:   make(chan loader.LinkEvent, 64),
@@ -130,6 +133,8 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		asked:   make(chan func()),
 		state:   newCoreState(config),
 	}
+	d.ready.behind, d.flight.resetsHeld = d.hush.SetBehind, d.hush.Held
+	return d
 }
 
 // handTo hands what a ring buffer holds to the loop. It waits for room: the

@@ -23,6 +23,10 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 	if err != nil {
 		return policy.Status{}, err
 	}
+	held, err := d.hush.Held()
+	if err != nil {
+		d.log.Debug("count segments that were not answered by RST", "error", err)
+	}
 	var status policy.Status
 	err = d.ask(ctx, func() {
 		now := d.env.monotonic()
@@ -35,6 +39,7 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 			ConnectionsRefused: d.connectionsRefused(),
 			Replication:        d.replicationStatus(),
 			Warnings:           d.warnings(),
+			ResetsHeld:         held,
 		}
 		d.ready.evidence(status.Groups)
 	})

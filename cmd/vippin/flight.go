@@ -45,7 +45,7 @@ type flightLog struct {
 
 func newFlightLog(e *env, log *slog.Logger, plane flightPlane, publish func(policy.Event), dir string) *flightLog {
 	return &flightLog{
-		log: log, plane: plane, publish: publish, store: failoverStore{dir: dir}, resetsHeld: loader.ResetsHeld,
+		log: log, plane: plane, publish: publish, store: failoverStore{dir: dir}, resetsHeld: loaderResets.held,
 		clock:    func() flight.Clock { return flight.Clock{Mono: e.monotonic(), Wall: e.now()} },
 		recorder: flight.New(nil), wake: make(chan struct{}, 1),
 	}

@@ -9,7 +9,12 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"vippin/loader"
 )
+
+// loaderResets is the real one.
+var loaderResets = resetTable{hold: loader.HoldResets, end: loader.EndHoldResets, held: loader.ResetsHeld}
 
 // resetTable is what keeps this kernel from answering by RST: package loader.
 type resetTable struct {
@@ -24,7 +29,7 @@ type resetTable struct {
 //
 // While flows of a group may be missing on a router that stands by it costs nothing
 // to be silent, since the VIPs are elsewhere; so all is in place when it takes over.
-// From then on the time runs.
+// From then on the time runs. The kernel ends it by itself.
 type hush struct {
 	log   *slog.Logger
 	now   func() time.Duration // CLOCK_MONOTONIC
@@ -32,54 +37,52 @@ type hush struct {
 	wake  chan struct{}
 
 	mu     sync.Mutex
-	limit  time.Duration            // sync.no_rst
-	vips   map[string][]netip.Addr  // by group
-	behind []string                 // groups that stand by and may lack flows
-	until  map[string]time.Duration // groups that were taken over in that state
-	anew   bool                     // a time begins
-	count  uint64                   // of earlier tables
-	failed bool
+	limit  time.Duration           // sync.no_rst
+	vips   map[string][]netip.Addr // by group
+	behind []string                // groups that stand by and may lack flows
+	taken  []string                // groups that were taken over in that state, just now
+	until  time.Duration           // when the last one's time is over
+
+	counting sync.Mutex // while a table goes, its count is not in the sum
+	count    uint64     // of earlier tables
 
 	// Of Run alone:
-	silent  []netip.Addr
+	failed  bool
+	stands  bool // there is a table
 	renewAt time.Duration
 }
 
 func newHush(log *slog.Logger, now func() time.Duration, table resetTable, limit time.Duration) *hush {
-	return &hush{log: log, now: now, table: table, limit: limit, wake: make(chan struct{}, 1), until: make(map[string]time.Duration)}
+	return &hush{log: log, now: now, table: table, limit: limit, wake: make(chan struct{}, 1)}
 }
 
 // Set takes a changed sync.no_rst.
-func (h *hush) Set(limit time.Duration) { h.change(func() { h.limit = limit }) }
+func (h *hush) Set(limit time.Duration) {
+	h.change(func() { h.limit = limit })
+}
 
 // SetVIPs says which VIPs the groups have.
-func (h *hush) SetVIPs(vips map[string][]netip.Addr) { h.change(func() { h.vips = vips }) }
+func (h *hush) SetVIPs(vips map[string][]netip.Addr) {
+	h.change(func() { h.vips = vips })
+}
 
 // SetBehind says of which groups flows may be missing while this router stands by.
 func (h *hush) SetBehind(groups []string) {
-	if h.isBehind(groups) {
-		return
-	}
-	h.change(func() { h.behind = groups })
-}
-
-func (h *hush) isBehind(groups []string) bool {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Equal(h.behind, groups)
+	same := slices.Equal(h.behind, groups)
+	h.mu.Unlock()
+	if !same {
+		h.change(func() { h.behind = groups })
+	}
 }
 
 // TakenOver says that this router has become MASTER of a group of which flows may be
-// missing; Over, that this is no matter any more.
+// missing.
 func (h *hush) TakenOver(group string) {
-	h.change(func() { h.until[group], h.anew = h.now()+h.limit, true })
+	h.change(func() { h.taken = append(h.taken, group) })
 }
 
-// Over ends what TakenOver began.
-func (h *hush) Over(group string) {
-	h.change(func() { delete(h.until, group) })
-}
-
+// change makes Run look at once.
 func (h *hush) change(what func()) {
 	h.mu.Lock()
 	what()
@@ -93,94 +96,90 @@ func (h *hush) change(what func()) {
 // Run keeps the table as it has to be until ctx ends; the kernel ends what is left.
 func (h *hush) Run(ctx context.Context) error {
 	h.end() // what a daemon before this one has left
+	h.counting.Lock()
+	h.count = 0
+	h.counting.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		woken := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-h.wake:
 		case <-timer.C:
+			woken = false
 		}
 		timer.Stop()
-		if next := h.look(); next > 0 {
+		if next := h.look(woken); next > 0 {
 			timer.Reset(next)
 		}
 	}
 }
 
-// look makes the table what it has to be, and says when to look again, 0 = not by
-// time alone.
-func (h *hush) look() (next time.Duration) {
-	vips, lasts, next, anew := h.wanted()
-	switch now := h.now(); {
-	case len(vips) == 0:
-		if len(h.silent) > 0 {
-			h.end()
-		}
-		h.silent = nil
-	case !anew && slices.Equal(vips, h.silent) && now < h.renewAt:
-	default:
-		h.report(h.table.hold(vips, lasts))
-		h.silent, h.renewAt = vips, now+next
-	}
-	return next
-}
-
-// wanted is for which VIPs to be silent, for how long, when to look again, and
-// whether that time begins now.
-func (h *hush) wanted() (vips []netip.Addr, lasts, next time.Duration, anew bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// look begins the time of VIPs, anew if something has changed, and says when to look
+// again; 0: not by time alone.
+func (h *hush) look(changed bool) (next time.Duration) {
 	now := h.now()
-	anew, h.anew = h.anew, false
-	for group, until := range h.until {
-		if until <= now {
-			delete(h.until, group)
-			continue
-		}
+	h.mu.Lock()
+	limit, standing := h.limit, len(h.behind) > 0 && h.limit > 0
+	var vips []netip.Addr
+	for _, group := range h.taken {
 		vips = append(vips, h.vips[group]...)
-		lasts = max(lasts, until-now)
-		if next == 0 || until-now < next {
-			next = until - now
-		}
+		h.until = now + limit
 	}
-	if len(h.behind) > 0 && h.limit > 0 {
+	h.taken = nil
+	if standing && (changed || now >= h.renewAt) {
 		for _, group := range h.behind {
 			vips = append(vips, h.vips[group]...)
 		}
-		lasts, next = max(lasts, h.limit), h.limit/3
+		h.renewAt = now + limit/3
 	}
-	slices.SortFunc(vips, netip.Addr.Compare)
-	return slices.Compact(vips), lasts, next, anew
+	until := h.until
+	h.mu.Unlock()
+	if len(vips) > 0 && limit > 0 {
+		h.report(h.table.hold(vips, limit))
+		h.stands = true
+	}
+	switch {
+	case standing:
+		return max(h.renewAt-now, time.Millisecond)
+	case now < until:
+		return until - now
+	case h.stands:
+		h.end()
+	}
+	return 0
 }
 
+// end removes the table and keeps its count.
 func (h *hush) end() {
-	held, _ := h.table.held()
-	h.report(h.table.end())
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.counting.Lock()
+	defer h.counting.Unlock()
+	held, err := h.table.held()
+	if err == nil {
+		err = h.table.end()
+	}
+	if err != nil {
+		h.log.Debug("remove the table of sync.no_rst", "error", err)
+		return
+	}
 	h.count += held
+	h.stands = false
 }
 
 // report tells of a failure once: the kernel answers as ever then.
 func (h *hush) report(err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if err != nil && !h.failed {
 		h.log.Warn("connections that are not known yet are answered by RST", "error", err)
 	}
 	h.failed = err != nil
 }
 
-// Held is how many segments were not answered.
-func (h *hush) Held() uint64 {
-	h.mu.Lock()
-	count := h.count
-	h.mu.Unlock()
+// Held is how many segments were not answered since the daemon began.
+func (h *hush) Held() (uint64, error) {
+	h.counting.Lock()
+	defer h.counting.Unlock()
 	held, err := h.table.held()
-	if err != nil {
-		held = 0
-	}
-	return count + held
+	return h.count + held, err
 }

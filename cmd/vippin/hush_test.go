@@ -16,10 +16,8 @@ import (
 // fakeResets is a table whose elements end by themselves.
 type fakeResets struct {
 	mu    sync.Mutex
-	vips  []netip.Addr
-	until time.Time
+	until map[netip.Addr]time.Time
 	held  uint64
-	calls int
 	ends  int
 }
 
@@ -28,14 +26,16 @@ func (f *fakeResets) table() resetTable {
 		hold: func(vips []netip.Addr, d time.Duration) error {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			f.vips, f.until = slices.Clone(vips), time.Now().Add(d)
-			f.calls++
+			for _, vip := range vips {
+				f.until[vip] = time.Now().Add(d)
+			}
 			return nil
 		},
 		end: func() error {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			f.vips, f.held = nil, 0
+			clear(f.until)
+			f.held = 0
 			f.ends++
 			return nil
 		},
@@ -48,19 +48,22 @@ func (f *fakeResets) table() resetTable {
 }
 
 // silent is the VIPs whose RSTs are held now.
-func (f *fakeResets) silent() []netip.Addr {
+func (f *fakeResets) silent() (vips []netip.Addr) {
 	synctest.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !time.Now().Before(f.until) {
-		return nil
+	for vip, until := range f.until {
+		if time.Now().Before(until) {
+			vips = append(vips, vip)
+		}
 	}
-	return f.vips
+	slices.SortFunc(vips, netip.Addr.Compare)
+	return vips
 }
 
 func inHush(t *testing.T, test func(h *hush, kernel *fakeResets)) {
 	synctest.Test(t, func(t *testing.T) {
-		kernel := &fakeResets{}
+		kernel := &fakeResets{until: make(map[netip.Addr]time.Time)}
 		began := time.Now()
 		now := func() time.Duration { return time.Since(began) + time.Hour }
 		h := newHush(slog.New(slog.DiscardHandler), now, kernel.table(), 10*time.Second)
@@ -100,8 +103,8 @@ func TestHushStandsByAndEnds(t *testing.T) {
 		wantSilent(t, "9 s later", kernel, "198.51.100.2", "2001:db8:2::2")
 		time.Sleep(2 * time.Second)
 		wantSilent(t, "11 s later", kernel)
-		if kernel.ends != 2 || h.Held() != 7 {
-			t.Errorf("ended %d times, %d held", kernel.ends, h.Held())
+		if held, err := h.Held(); kernel.ends != 2 || held != 7 || err != nil {
+			t.Errorf("ended %d times, %d held, %v", kernel.ends, held, err)
 		}
 	})
 }
@@ -115,7 +118,7 @@ func TestHushOfTwoGroups(t *testing.T) {
 		wantSilent(t, "both", kernel, "198.51.100.2", "203.0.113.2", "2001:db8:2::2")
 		time.Sleep(5 * time.Second)
 		wantSilent(t, "the first is over", kernel, "203.0.113.2")
-		h.Over("two")
+		time.Sleep(6 * time.Second)
 		wantSilent(t, "the second is over", kernel)
 	})
 }

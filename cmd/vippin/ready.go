@@ -25,6 +25,7 @@ type readyKeeper struct {
 	log       *slog.Logger
 	monotonic func() time.Duration
 	publish   func(policy.Event)
+	behind    func(groups []string) // told of those that are held back
 	wake      chan struct{}
 
 	mu     sync.Mutex
@@ -41,7 +42,7 @@ type readyKeeper struct {
 
 func newReadyKeeper(e *env, log *slog.Logger, publish func(policy.Event), config *policy.Config) *readyKeeper {
 	k := &readyKeeper{
-		log: log, monotonic: e.monotonic, publish: publish, wake: make(chan struct{}, 1),
+		log: log, monotonic: e.monotonic, publish: publish, behind: func([]string) {}, wake: make(chan struct{}, 1),
 		state: natsync.NewReadiness(config.Sync.ReadyTimeout), told: map[string]bool{}, files: map[string]bool{},
 	}
 	k.Set(config.Sync)
@@ -143,15 +144,14 @@ func (k *readyKeeper) Run(ctx context.Context, heard hearing) error {
 		if looked {
 			k.write(k.decide())
 		}
+		k.behind(k.heldBack())
 		timer.Reset(k.pause())
 	}
 }
 
 // lookAtAdverts asks the loop what is heard, while a group is held back.
 func (k *readyKeeper) lookAtAdverts(ctx context.Context, heard hearing) (looked bool, err error) {
-	k.mu.Lock()
-	behind := k.state.Behind()
-	k.mu.Unlock()
+	behind := k.heldBack()
 	if len(behind) == 0 {
 		return false, nil
 	}
@@ -165,6 +165,22 @@ func (k *readyKeeper) lookAtAdverts(ctx context.Context, heard hearing) (looked 
 		k.state.Heard(k.monotonic(), group, now[group])
 	}
 	return true, nil
+}
+
+// heldBack lists the groups that are.
+func (k *readyKeeper) heldBack() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.state.Behind()
+}
+
+// MayLack tells whether flows of a group that another router is or was MASTER of may
+// be missing here.
+func (k *readyKeeper) MayLack(group string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	standing, _, _ := k.state.Standing(group)
+	return !standing.Ready() || standing == natsync.StandGivenUp
 }
 
 // decide lets time pass, tells of what has changed, and returns the statuses.

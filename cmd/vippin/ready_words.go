@@ -84,6 +84,7 @@ func (d *daemon) peersSaid() {
 // setPeers tells who may have a word.
 func (d *daemon) setPeers(config *policy.Config) {
 	d.ready.Set(config.Sync)
+	d.hush.Set(config.Sync.NoRST)
 	var names []string
 	for _, peer := range config.Sync.Peers {
 		names = append(names, peer.Name)

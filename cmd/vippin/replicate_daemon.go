@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -201,9 +202,23 @@ func (d *daemon) Peers(ctx context.Context) (reports []policy.PeerReport, err er
 func (d *daemon) tellReplication() {
 	d.alike.rouse()
 	d.ready.SetPlan(d.state.plan)
+	d.hush.SetVIPs(vipsByGroup(d.state.plan))
 	if r := d.state.replication; r != nil {
 		r.flows.SetPlan(d.state.plan, d.state.observed)
 	}
+}
+
+// vipsByGroup lists every group's VIPs.
+func vipsByGroup(plan policy.Plan) map[string][]netip.Addr {
+	names := make(map[uint32]string, len(plan.Groups))
+	for _, group := range plan.Groups {
+		names[group.ID] = group.Name
+	}
+	vips := make(map[string][]netip.Addr, len(names))
+	for _, pin := range plan.Pins {
+		vips[names[pin.Group]] = append(vips[names[pin.Group]], pin.VIPs...)
+	}
+	return vips
 }
 
 // linkShaken tells of a link that changed, though it may look as before: set down
