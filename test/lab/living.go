@@ -74,6 +74,15 @@ func killInside(ns string) error {
 	})
 }
 
+// signalInside sends a signal to every process in a namespace of a lab.
+func signalInside(ns string, signal syscall.Signal) error {
+	pids, err := livingInside(ns)
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, signal)
+	}
+	return err
+}
+
 // awaitEnd waits until nothing of what was killed lives.
 func awaitEnd(living func() ([]int, error)) error {
 	deadline := time.Now().Add(5 * time.Second)

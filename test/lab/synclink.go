@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 )
@@ -84,11 +85,13 @@ func (l *Lab) LinksDown(r *Router) error {
 	return errors.Join(append(errs, <-killed)...)
 }
 
-// Crash pulls every cable of the router at the switches and kills everything that
-// runs in it. The interfaces stay up. The sync link's cable is the first, so that
-// nothing is told any more of what happens until the others are out.
+// Crash ends a router in one moment, as a kernel panic or a power failure does:
+// what runs in it stands still, every cable is pulled at the switches, that of the
+// sync link first, and then everything is killed. Nothing of it gets out: no resignation
+// because one cable was out before another, no word over the sync link. The
+// interfaces stay up.
 func (l *Lab) Crash(r *Router) error {
-	var errs []error
+	errs := []error{signalInside(r.NS, syscall.SIGSTOP)}
 	if _, err := r.nl.LinkByName(SyncLink); err == nil {
 		errs = append(errs, l.CutSync(r))
 	}
