@@ -168,8 +168,7 @@ func TestStrictAnswersWait(t *testing.T) {
 		return conn
 	}
 	connects(21000, "the peer is quick")
-	status := p.strictStatus(p.RA)
-	if status.Held == 0 || status.Acked == 0 || status.TimedOut != 0 {
+	if status := p.strictStatus(p.RA); status.TimedOut != 0 || status.Waiting != 0 {
 		t.Errorf("with a quick peer: %+v", status)
 	}
 
@@ -184,6 +183,9 @@ func TestStrictAnswersWait(t *testing.T) {
 	}
 	p.must(p.daemons[p.RB].Signal(syscall.SIGCONT))
 	connects(21002, "the peer goes on")
+	if status := p.strictStatus(p.RA); status.Acked == 0 {
+		t.Errorf("what waited for the peer was not let go by its word: %+v", status)
+	}
 
 	p.must(p.daemons[p.RB].Kill9())
 	p.awaitHolding(p.RA, false)
