@@ -42,20 +42,20 @@ static __always_inline bool begins_connection(const struct packet *pkt)
 
 /* A connection begins on a tuple whose mapping is an earlier one's, which had its
  * answers: that the peer has that one says nothing. (A SYN that is repeated finds
- * no answer since the mapping's new birth.)
+ * no answer since the mapping's new birth.) key is the local end's and becomes the
+ * public one's: the stack is short.
  */
-static __always_inline void hold_anew(struct public_end *mapped, const struct flow_key *local, __u64 now)
+static __always_inline void hold_anew(struct public_end *mapped, struct flow_key *key, __u64 now)
 {
 	__u32 zero = 0;
 	struct hold *h = bpf_map_lookup_elem(&hold, &zero);
-	struct flow_key key = *local;
 	struct local_end *end;
 
 	if (!h || !h->since_ns || !(mapped->flags & (MAPPING_ACKED | MAPPING_RELEASED)))
 		return;
-	key.self = mapped->addr;
-	key.self_port = mapped->port;
-	end = bpf_map_lookup_elem(&by_public, &key);
+	key->self = mapped->addr;
+	key->self_port = mapped->port;
+	end = bpf_map_lookup_elem(&by_public, key);
 	if (!end || end->last_in_ns < end->born_ns)
 		return;
 	mapped->flags &= ~(MAPPING_ACKED | MAPPING_RELEASED);

@@ -22,11 +22,11 @@ const (
 )
 
 // holding has the answers of mappings marked that are born at holdSince or later,
-// by a daemon that was alive just now.
+// by a daemon whose sign of life is good for as long as a test.
 func (d *dataplane) holding(t *testing.T) {
 	t.Helper()
 	put(t, d.Hold, uint32(0), DataplaneHold{SinceNs: holdSince, Mark: holdMark, Mask: holdMask})
-	put(t, d.Settings, uint32(0), DataplaneSettings{LeaseNs: 2e9})
+	put(t, d.Settings, uint32(0), DataplaneSettings{LeaseNs: 3600e9})
 	put(t, d.Heartbeat, uint32(0), coarseNow(t))
 }
 
@@ -119,7 +119,10 @@ func TestNotHeld(t *testing.T) {
 		"off":                 since(0),
 		"born before":         since(bornLate + 1),
 		"no heartbeat":        beat(0),
-		"an old heartbeat":    beat(coarseNow(t) - 2e9),
+		"an old heartbeat": func(t *testing.T, _ *flow) {
+			put(t, d.Settings, uint32(0), DataplaneSettings{LeaseNs: 1e8})
+			put(t, d.Heartbeat, uint32(0), coarseNow(t)-1e8)
+		},
 		"a daemon that is on": nil, // the good one
 		"born at that moment": since(bornLate),
 	} {

@@ -64,13 +64,17 @@ static __always_inline bool brief_transport(void *l4, void *end, __u8 proto, str
 	struct tcphdr *tcp = l4;
 
 	b->udp = proto == IPPROTO_UDP;
-	if (!b->udp && proto != IPPROTO_TCP)
-		return false;
-	if (b->udp ? (void *)(udp + 1) > end : (void *)(tcp + 1) > end)
-		return false;
-	b->check = (__be16 *)(b->udp ? &udp->check : &tcp->check);
+	if (b->udp) {
+		if ((void *)(udp + 1) > end || !udp->check)
+			return false;
+		b->check = (__be16 *)&udp->check;
+	} else {
+		if (proto != IPPROTO_TCP || (void *)(tcp + 1) > end || tcp->syn)
+			return false;
+		b->check = (__be16 *)&tcp->check;
+	}
 	b->digest = mix(mix(b->digest, (__u64) * (__be32 *)l4 << 32 | b->udp), 0);
-	return b->udp ? udp->check : !tcp->syn;
+	return true;
 }
 
 static __always_inline bool brief_of(struct __sk_buff *skb, const struct iface *iface, bool out,
