@@ -113,12 +113,12 @@ func TestNotHeld(t *testing.T) {
 		return func(t *testing.T, _ *flow) { put(t, d.Heartbeat, uint32(0), at) }
 	}
 	for name, change := range map[string]func(*testing.T, *flow){
-		"acknowledged":        flags(DataplaneMappingFlagsMAPPING_ACKED),
-		"released":            flags(DataplaneMappingFlagsMAPPING_RELEASED),
-		"both":                flags(DataplaneMappingFlagsMAPPING_ACKED | DataplaneMappingFlagsMAPPING_RELEASED),
-		"off":                 since(0),
-		"born before":         since(bornLate + 1),
-		"no heartbeat":        beat(0),
+		"acknowledged": flags(DataplaneMappingFlagsMAPPING_ACKED),
+		"released":     flags(DataplaneMappingFlagsMAPPING_RELEASED),
+		"both":         flags(DataplaneMappingFlagsMAPPING_ACKED | DataplaneMappingFlagsMAPPING_RELEASED),
+		"off":          since(0),
+		"born before":  since(bornLate + 1),
+		"no heartbeat": beat(0),
 		"an old heartbeat": func(t *testing.T, _ *flow) {
 			put(t, d.Settings, uint32(0), DataplaneSettings{LeaseNs: 1e8})
 			put(t, d.Heartbeat, uint32(0), coarseNow(t)-1e8)
