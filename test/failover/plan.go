@@ -29,7 +29,7 @@ func defaults() []Case {
 		edit(func(s *selection) {
 			s.kinds, s.flows, s.ways, s.arms = []kind{memory}, []int{200_000}, []string{oneWay}, []string{"vippin", "direct"}
 		}),
-		edit(func(s *selection) { s.kinds, s.flows, s.arms, s.rounds = []kind{newborn}, []int{2000}, youngArms, 3 }),
+		edit(func(s *selection) { s.kinds, s.flows, s.arms, s.rounds = []kind{newborn}, []int{2000}, youngArms, 2 }),
 		edit(func(s *selection) { s.kinds, s.flows, s.arms = []kind{latency}, []int{1000}, latencyArms }),
 		edit(func(s *selection) { s.kinds, s.flows, s.arms = []kind{trials}, []int{5000}, []string{"strict"} }),
 		edit(func(s *selection) { s.flows, s.rounds, s.arms = []int{100}, 20, []string{"vippin"} }),
