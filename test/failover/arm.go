@@ -39,7 +39,8 @@ var arms = []arm{
 }
 
 // armNames are all names; mainArms leave the -t variants out, which differ only
-// after a minute, and the strict ones, which differ only in the youngest flows.
+// after a minute, and the strict ones, which differ only in the youngest flows;
+// agedArms leave these out.
 func armNames() (names []string) {
 	for _, a := range arms {
 		names = append(names, a.name)
@@ -50,6 +51,7 @@ func armNames() (names []string) {
 var (
 	mainArms        = []string{"vippin", "conntrackd", "direct", "masquerade"}
 	replicatingArms = []string{"vippin", "conntrackd", "direct"}
+	agedArms        = []string{"vippin", "conntrackd", "conntrackd-t", "direct", "direct-t", "masquerade"}
 	youngArms       = []string{"strict", "vippin", "conntrackd", "direct"}
 	latencyArms     = []string{"masquerade", "vippin", "strict", "strict-alone"}
 )
@@ -64,7 +66,7 @@ func armNamed(name string) arm {
 	return arm{name: name}
 }
 
-func (a arm) replicates() bool { return a.vippin || a.conntrackd != nil }
+func (a arm) replicates() bool { return a.vippin && !a.alone || a.conntrackd != nil }
 
 // external tells whether the standby's kernel gets the flows only at a takeover.
 func (a arm) external() bool { return a.conntrackd != nil && !a.conntrackd.Direct }
@@ -209,7 +211,7 @@ var errBehind = errors.New("the peer does not have every flow")
 // awaitReplicated waits until the standby has so many flows, and until nothing
 // of them is under way.
 func (b *bed) awaitReplicated(ctx context.Context, flows int) error {
-	if !b.arm.replicates() || b.arm.alone {
+	if !b.arm.replicates() {
 		return nil
 	}
 	have, lag := 0, peerState{}

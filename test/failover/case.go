@@ -29,6 +29,9 @@ const (
 
 var kinds = []kind{survive, newborn, latency, trials, cost, rate, bulk, memory}
 
+// replicates tells whether only arms that replicate can be measured so.
+func (k kind) replicates() bool { return k != survive && k != newborn && k != latency }
+
 // The values of the other fields of a Case.
 const (
 	hard     = "hard"     // links set down inside the router, keepalived killed
@@ -186,8 +189,7 @@ func (s selection) newborn(c Case) (cases []Case) {
 
 func (s selection) withArms(c Case) (cases []Case) {
 	for _, c.Arm = range s.arms {
-		compared := c.Kind == survive || c.Kind == newborn || c.Kind == latency
-		if compared || armNamed(c.Arm).replicates() {
+		if !c.Kind.replicates() || armNamed(c.Arm).replicates() {
 			cases = append(cases, c)
 		}
 	}

@@ -17,7 +17,7 @@ func defaults() []Case {
 	}
 	return merge(
 		edit(func(s *selection) { s.flows, s.rounds = []int{100, 1000, 10000}, 2 }),
-		edit(func(s *selection) { s.ages, s.arms = []string{old}, armNames() }),
+		edit(func(s *selection) { s.ages, s.arms = []string{old}, agedArms }),
 		edit(func(s *selection) { s.flows, s.only, s.arms = []int{50000}, []string{"udp"}, replicatingArms }),
 		edit(func(s *selection) { s.faults, s.arms = []string{crash, graceful}, replicatingArms }),
 		edit(func(s *selection) { s.firewalls, s.arms = []string{open}, replicatingArms }),
@@ -64,7 +64,7 @@ func full() []Case {
 			worst(s)
 			s.rounds, s.adverts, s.arms, s.flows = many, []int{10}, replicatingArms, []int{1000, 10000}
 		}),
-		edit(func(s *selection) { s.ages, s.arms, s.flows, s.rounds = []string{old}, armNames(), []int{1000}, 1 }),
+		edit(func(s *selection) { s.ages, s.arms, s.flows, s.rounds = []string{old}, agedArms, []int{1000}, 1 }),
 		edit(func(s *selection) { worst(s); s.flows, s.only = []int{50000}, []string{"udp"} }),
 		edit(func(s *selection) {
 			worst(s)

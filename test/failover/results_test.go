@@ -82,8 +82,12 @@ func TestPlans(t *testing.T) {
 				t.Errorf("%s: the arms of %s are apart", name, setting.Key())
 			}
 			last[setting.Key()] = i
-			if c.Kind != survive && !armNamed(c.Arm).replicates() {
+			compared := c.Kind == survive || c.Kind == newborn || c.Kind == latency
+			if !compared && !armNamed(c.Arm).replicates() {
 				t.Errorf("%s: %s replicates nothing", name, c.Key())
+			}
+			if armNamed(c.Arm).strict && !slices.Contains([]kind{newborn, latency, trials}, c.Kind) {
+				t.Errorf("%s: strict mode makes no difference to %s", name, c.Key())
 			}
 		}
 		if !slices.IsSortedFunc(plan, func(a, b Case) int { return a.Round - b.Round }) {
@@ -92,7 +96,8 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// Old flows of all arms age together, everything else is alone.
+// Old flows of all arms age together, latency is compared in turns, everything
+// else is alone.
 func TestCompanions(t *testing.T) {
 	one := Case{Kind: survive, Arm: "vippin", Age: old, Flows: 1000}
 	two, other, fresh := one, one, one
@@ -102,6 +107,12 @@ func TestCompanions(t *testing.T) {
 	}
 	if got := companions([]Case{fresh, two}); len(got) != 1 {
 		t.Errorf("%d young ones are measured together", len(got))
+	}
+	near, also := Case{Kind: latency, Arm: "vippin", Flows: 1000}, Case{Kind: latency, Arm: "strict", Flows: 1000}
+	again := near
+	again.Round = 1
+	if got := companions([]Case{near, also, again}); len(got) != 2 {
+		t.Errorf("%d arms take turns, want 2", len(got))
 	}
 }
 
