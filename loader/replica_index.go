@@ -55,10 +55,7 @@ func newReplicaIndex(plan policy.Plan, seen policy.Observed) *replicaIndex {
 		ends: make(map[netip.Addr][]replicaEnd), groups: make(map[netip.Addr]string),
 		own: make(map[netip.Addr]ownership),
 	}
-	groups := make(map[uint32]string, len(plan.Groups))
-	for _, group := range plan.Groups {
-		groups[group.ID] = group.Name
-	}
+	groups := plan.GroupNames()
 	for _, pin := range plan.Pins {
 		x.addPin(&replicaPin{PlanPin: pin, group: groups[pin.Group]})
 	}

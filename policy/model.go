@@ -113,6 +113,15 @@ type Plan struct {
 	Warnings   []string // each names the thing and the way out
 }
 
+// GroupNames maps the groups' numbers to their names.
+func (p Plan) GroupNames() map[uint32]string {
+	names := make(map[uint32]string, len(p.Groups))
+	for _, group := range p.Groups {
+		names[group.ID] = group.Name
+	}
+	return names
+}
+
 // PlanInterface is an interface that carries the programs: one with a pin, or
 // one where only VRRP is watched (Slot 0).
 type PlanInterface struct {

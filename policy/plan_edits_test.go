@@ -79,10 +79,7 @@ func checkStable(t *testing.T, before, after Plan) (kept int) {
 	for _, face := range before.Interfaces {
 		faces[face.Name] = face.Slot
 	}
-	names := map[uint32]string{}
-	for _, group := range before.Groups {
-		names[group.ID] = group.Name
-	}
+	names := before.GroupNames()
 	groups := map[string]uint32{}
 	for _, group := range after.Groups {
 		groups[group.Name] = group.ID

@@ -50,10 +50,7 @@ func (l *flightLog) planned(plan policy.Plan) {
 	f := flightFeed{
 		faces: make(map[int]flightFace), vrids: make(map[vridAt]string), vips: make(map[vipAt]string), events: l.feed.events,
 	}
-	names := make(map[uint32]string, len(plan.Groups))
-	for _, group := range plan.Groups {
-		names[group.ID] = group.Name
-	}
+	names := plan.GroupNames()
 	pins := make(map[string][]uint32)
 	groups := make(map[int][]string)
 	for _, pin := range plan.Pins {

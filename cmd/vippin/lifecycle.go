@@ -62,10 +62,7 @@ func errorTexts(err error) []string {
 
 // planReport puts a plan into the words of check and reload.
 func planReport(plan policy.Plan, roles map[uint32]policy.Role) policy.DryRun {
-	groups := make(map[uint32]string, len(plan.Groups))
-	for _, group := range plan.Groups {
-		groups[group.ID] = group.Name
-	}
+	groups := plan.GroupNames()
 	report := policy.DryRun{OK: true, Warnings: plan.Warnings}
 	for _, pin := range plan.Pins {
 		if pin.Retired {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -150,12 +151,7 @@ func (r *replicator) Run(ctx context.Context) error {
 // SetPlan says what the maps and addresses are now.
 func (r *replicator) SetPlan(plan policy.Plan, seen policy.Observed) {
 	r.table.SetPlan(plan, seen)
-	groups := make(map[uint32]string, len(plan.Groups))
-	names := make([]string, 0, len(plan.Groups))
-	for _, group := range plan.Groups {
-		groups[group.ID] = group.Name
-		names = append(names, group.Name)
-	}
+	groups := plan.GroupNames()
 	var pins []natsync.PinState
 	for _, pin := range plan.Pins {
 		for _, name := range pin.Names() {
@@ -172,7 +168,7 @@ func (r *replicator) SetPlan(plan policy.Plan, seen policy.Observed) {
 	defer r.mu.Unlock()
 	changed := !slices.Equal(r.pins, pins)
 	r.pins, r.uppers = pins, uppers
-	if r.authority.Keep(names) || changed { // addresses change more often, and peers do not hear of those
+	if r.authority.Keep(slices.Collect(maps.Values(groups))) || changed { // addresses change more often, and peers do not hear of those
 		r.tellState()
 	}
 }

@@ -210,10 +210,7 @@ func (d *daemon) tellReplication() {
 
 // vipsByGroup lists every group's VIPs.
 func vipsByGroup(plan policy.Plan) map[string][]netip.Addr {
-	names := make(map[uint32]string, len(plan.Groups))
-	for _, group := range plan.Groups {
-		names[group.ID] = group.Name
-	}
+	names := plan.GroupNames()
 	vips := make(map[string][]netip.Addr, len(names))
 	for _, pin := range plan.Pins {
 		vips[names[pin.Group]] = append(vips[names[pin.Group]], pin.VIPs...)

@@ -33,10 +33,7 @@ func newView(facts Facts) *view {
 	for _, link := range facts.Observed.Links {
 		v.links[link.Index] = link
 	}
-	groups := make(map[uint32]string)
-	for _, group := range facts.Plan.Groups {
-		groups[group.ID] = group.Name
-	}
+	groups := facts.Plan.GroupNames()
 	for _, planned := range facts.Plan.Pins {
 		if planned.Retired {
 			continue

@@ -36,9 +36,8 @@ func Gather(s Sources) Facts {
 			f.Sysctls[name] = value
 		}
 	}
-	groups := make(map[uint32]string)
+	groups := s.Plan.GroupNames()
 	for _, group := range s.Plan.Groups {
-		groups[group.ID] = group.Name
 		f.Groups = append(f.Groups, group.Name)
 	}
 	sources := make(map[policy.PinKey][]netip.Prefix)
