@@ -66,7 +66,7 @@ type Gate struct {
 }
 
 const (
-	gateQueue  = 32768    // packets that wait at most; what comes then goes on
+	gateQueue  = 1024     // packets that wait at most; what comes then goes on. A daemon that stands still holds no more of them
 	gateBuffer = 16 << 20 // of the queue's socket, octets
 	gateOctets = 128      // of each packet: the headers
 )
