@@ -53,7 +53,9 @@ func (r *replicator) flowSeen(flow *policy.Flow) {
 	if !r.speaksFor(flow.Group) {
 		return
 	}
-	r.hold.Seen(flow.FlowKey)
+	if over := r.hold.Seen(flow); over != nil {
+		r.tellGone(over)
+	}
 	r.told.Own(flow.FlowKey)
 	for _, link := range r.links {
 		link.session.Put(flow)
@@ -124,14 +126,17 @@ func (r *replicator) untilTended() time.Duration {
 func (r *replicator) tellEnds() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.hold.Due(r.monotonic(), func(flow *policy.Flow) {
-		if !r.speaksFor(flow.Group) {
-			return
-		}
-		for _, link := range r.links {
-			link.session.Gone(natsync.Gone{Key: flow.FlowKey, To: flow.To})
-		}
-	})
+	r.hold.Due(r.monotonic(), r.tellGone)
+}
+
+// tellGone tells peers that a flow has ended. Called with mu.
+func (r *replicator) tellGone(flow *policy.Flow) {
+	if !r.speaksFor(flow.Group) {
+		return
+	}
+	for _, link := range r.links {
+		link.session.Gone(natsync.Gone{Key: flow.FlowKey, To: flow.To})
+	}
 }
 
 func (r *replicator) askMissing() {

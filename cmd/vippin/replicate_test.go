@@ -409,6 +409,24 @@ func TestReplicateNoFlush(t *testing.T) {
 	})
 }
 
+// A flow that gets the public end of one that has just ended is no clash: that the
+// other one has ended is told at once then, before it.
+func TestReplicateReusedEnds(t *testing.T) {
+	inCouple(t, func(t *testing.T, c *couple) {
+		c.a.begin(1, 2)
+		c.settle()
+		c.a.end(1, 2)
+		heir := tableFlow(7)
+		heir.To = tableFlow(1).To
+		c.a.pass(&heir)
+		time.Sleep(time.Second) // less than sync.delete_hold
+		c.b.wants(2, 7)
+		if n := c.a.clashes("b"); n != 0 {
+			t.Errorf("%d clashes", n)
+		}
+	})
+}
+
 func TestReplicateTakeover(t *testing.T) {
 	inCouple(t, func(t *testing.T, c *couple) {
 		c.a.begin(1, 2, 3)

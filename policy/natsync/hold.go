@@ -22,6 +22,7 @@ type Hold struct {
 	Limit int           // flows held at most
 
 	waiting map[policy.FlowKey]*held
+	ends    map[ends]*held        // of those whose public end is known
 	order   []*held               // by time; some may be cancelled
 	shaken  map[int]time.Duration // when an interface last lost ground
 }
@@ -29,6 +30,15 @@ type Hold struct {
 // tcpEstablished is TCP_CONNTRACK_ESTABLISHED: the states after it are those of a
 // connection's end.
 const tcpEstablished = 3
+
+// ends is what answers are known by, which one flow at a time has.
+type ends struct {
+	to, from policy.End
+	zone     uint16
+	proto    uint8
+}
+
+func endsOf(flow *policy.Flow) ends { return ends{flow.To, flow.From, flow.Zone, flow.Proto} }
 
 type held struct {
 	flow    policy.Flow
@@ -57,11 +67,14 @@ func (h *Hold) Gone(now time.Duration, flow *policy.Flow, ifindex int) Held {
 		return HoldFull
 	}
 	if h.waiting == nil {
-		h.waiting = make(map[policy.FlowKey]*held)
+		h.waiting, h.ends = make(map[policy.FlowKey]*held), make(map[ends]*held)
 	}
 	h.cancel(flow.FlowKey)
 	what := &held{flow: *flow, ifindex: ifindex, at: now}
 	h.waiting[flow.FlowKey] = what
+	if flow.To != (policy.End{}) {
+		h.ends[endsOf(flow)] = what
+	}
 	h.order = append(h.order, what)
 	return HeldBack
 }
@@ -77,13 +90,28 @@ func isOver(flow *policy.Flow) bool {
 	return flow.Proto == ipTCP && flow.TCPState > tcpEstablished
 }
 
-// Seen cancels the end of a flow that is there again.
-func (h *Hold) Seen(key policy.FlowKey) { h.cancel(key) }
+// Seen cancels the end of a flow that is there again. If it has the ends of another
+// one, that one has ended for good, and peers must hear of it first: it is handed
+// over.
+func (h *Hold) Seen(flow *policy.Flow) (over *policy.Flow) {
+	h.cancel(flow.FlowKey)
+	what := h.ends[endsOf(flow)]
+	if what == nil {
+		return nil
+	}
+	h.cancel(what.flow.FlowKey)
+	return &what.flow
+}
 
 func (h *Hold) cancel(key policy.FlowKey) {
-	if what, ok := h.waiting[key]; ok {
-		what.over = true
-		delete(h.waiting, key)
+	what, ok := h.waiting[key]
+	if !ok {
+		return
+	}
+	what.over = true
+	delete(h.waiting, key)
+	if at := endsOf(&what.flow); h.ends[at] == what {
+		delete(h.ends, at)
 	}
 }
 

@@ -41,12 +41,41 @@ func flushedPorts(flows []policy.Flow) (ports []uint16) {
 	return ports
 }
 
+// Who gets the ends of a flow that has gone tells that it has gone for good.
+func TestHoldEndsAreReused(t *testing.T) {
+	h := &Hold{For: 3 * time.Second, Limit: 10}
+	h.Gone(10*time.Second, testFlow(1, udp), wan)
+	h.Gone(10*time.Second, testFlow(2, udp), wan)
+	other := testFlow(7, udp) // of another inside host, as the wire sees it the first one
+	other.To = testFlow(1, udp).To
+	if over := h.Seen(other); over == nil || over.Src.Port != 1 {
+		t.Errorf("over is %v", over)
+	}
+	if over := h.Seen(other); over != nil {
+		t.Errorf("over again is %v", over)
+	}
+	if over := h.Seen(testFlow(2, udp)); over != nil || h.Len() != 0 || len(h.ends) != 0 {
+		t.Errorf("the flow itself is back: over %v, %d wait, %d ends", over, h.Len(), len(h.ends))
+	}
+	unknown := testFlow(3, udp)
+	unknown.To = policy.End{}
+	h.Gone(10*time.Second, unknown, wan)
+	nobody := testFlow(4, udp)
+	nobody.To = policy.End{}
+	if over := h.Seen(nobody); over != nil {
+		t.Errorf("without a public end: %v", over)
+	}
+	if ports := dueAt(h, time.Minute); !slices.Equal(ports, []uint16{3}) {
+		t.Errorf("told of %v", ports)
+	}
+}
+
 func TestHoldTellsLater(t *testing.T) {
 	h := &Hold{For: 3 * time.Second, Limit: 10}
 	h.Gone(10*time.Second, testFlow(1, udp), wan)
 	h.Gone(11*time.Second, testFlow(2, udp), wan)
 	h.Gone(11*time.Second, testFlow(3, udp), wan)
-	h.Seen(testFlow(2, udp).FlowKey)
+	h.Seen(testFlow(2, udp))
 	if next := h.Next(); next != 13*time.Second {
 		t.Errorf("next at %v", next)
 	}
