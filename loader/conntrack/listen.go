@@ -75,9 +75,14 @@ type Event struct {
 	Expectation *Expectation // nil but for Expect
 }
 
-// gatherFor is how long events are let gather after some have come, unless
-// SetGather says otherwise. The first one after a rest is taken at once.
-const gatherFor = 10 * time.Millisecond
+// After some events others are let gather, the longer the more have come: where they
+// come one after the other hardly at all, with 10,000 a second and more up to
+// gatherFor, unless SetGather says otherwise. The first one after a rest is taken at
+// once.
+const (
+	gatherFor  = 10 * time.Millisecond
+	gatherEach = 100 * time.Microsecond
+)
 
 // Listener is a subscription to conntrack events of one network namespace.
 type Listener struct {
@@ -181,7 +186,7 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 			s.hush()
 		}
 	}()
-	lost, busy := false, false
+	lost, taken := false, 0
 	for {
 		if ctx.Err() != nil {
 			return nil
@@ -191,6 +196,7 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 		}
 		var handled error
 		err := l.burst.receive(s.fd, func(m netlink.Message) error {
+			taken++
 			handled = l.handle(ctx, m, handle)
 			return handled
 		}, func() error {
@@ -213,24 +219,27 @@ func (l *Listener) Receive(ctx context.Context, handle func(Event) error) error 
 					return err
 				}
 			}
-			if busy && l.gather.Load() > 0 {
-				l.letGather(ctx)
+			if pause := l.pauseAfter(taken); pause > 0 {
+				letGather(ctx, pause)
 			} else if err := s.wait(); err != nil {
 				return l.broken(err)
 			}
-			busy = false
+			taken = 0
 		case err != nil:
 			return l.broken(err)
-		default:
-			busy = true
 		}
 	}
 }
 
+// pauseAfter is how long to let events gather after so many.
+func (l *Listener) pauseAfter(events int) time.Duration {
+	return min(time.Duration(l.gather.Load()), time.Duration(events)*gatherEach)
+}
+
 // letGather waits until there may be several events: to be woken for each costs
 // four times as much as to take it.
-func (l *Listener) letGather(ctx context.Context) {
-	timer := time.NewTimer(time.Duration(l.gather.Load()))
+func letGather(ctx context.Context, pause time.Duration) {
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -100,10 +100,10 @@ func TestPrompt(t *testing.T) {
 		p.a.SetPrompt(false)
 		pass(100 * time.Millisecond)
 		for n := range 100 {
-			putMany(p.b, n, n+1)
+			putMany(p.b, 20*n, 20*(n+1))
 			pass(time.Millisecond)
 		}
-		if s := p.b.Stats(); s.Sent.Batches > 14 || len(p.rb.acked) != 0 || p.rb.state.Prompt {
+		if s := p.b.Stats(); s.Sent.Batches > 18 || len(p.rb.acked) != 0 || p.rb.state.Prompt {
 			t.Errorf("afterwards %d batches in 100 ms, told of %d flows, prompt %v", s.Sent.Batches, len(p.rb.acked), p.rb.state.Prompt)
 		}
 	})

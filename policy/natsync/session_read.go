@@ -162,7 +162,7 @@ func (r *reader) takeBatch(b []byte) error {
 		r.stats.Received.Refused[refusal.Reason]++
 	}
 	poke(r.wake)
-	if r.asked {
+	if r.asked || seq-r.acks.told >= gatherAcks {
 		poke(r.hurry)
 	}
 	return nil

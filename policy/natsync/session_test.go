@@ -289,7 +289,8 @@ func TestCoalescing(t *testing.T) {
 	})
 }
 
-// An idle session tells at once, a busy one once in ten milliseconds.
+// An idle session tells at once, one with a flow now and then as well, a busy one
+// once in ten milliseconds.
 func TestGathering(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair(t, nil)
@@ -301,12 +302,24 @@ func TestGathering(t *testing.T) {
 		if len(p.rb.flows) != 1 {
 			t.Error("an idle session waits")
 		}
+		late := 0
 		for n := range 100 {
 			putMany(p.a, n, n+1)
 			pass(time.Millisecond)
+			if len(p.rb.flows) <= n {
+				late++
+			}
 		}
-		if s := p.a.Stats(); s.Sent.Batches < 8 || s.Sent.Batches > 14 {
-			t.Errorf("%d batches in 100 ms", s.Sent.Batches)
+		if late > 0 {
+			t.Errorf("of 1,000 flows a second %d waited longer than a millisecond", late)
+		}
+		before := p.a.Stats().Sent.Batches
+		for n := range 100 {
+			putMany(p.a, 20*n, 20*(n+1))
+			pass(time.Millisecond)
+		}
+		if n := p.a.Stats().Sent.Batches - before; n < 8 || n > 18 {
+			t.Errorf("%d batches in 100 ms of 20,000 flows a second", n)
 		}
 	})
 }

@@ -20,9 +20,13 @@ const (
 	// milliseconds at most.
 	promptWindow = 2
 	promptBatch  = 64
-	gather       = 10 * time.Millisecond // pause between two writes, so that a batch has more than one entry
-	writeSize    = 64 << 10              // octets composed at once, one batch more at most
-	writeChunk   = 16 << 10              // octets of a write, as much as a TLS record takes
+	// Pause after a write, so that the next one has more than one entry: the longer the
+	// more they have had. Acknowledgements wait for the longest, or for so many.
+	gather     = 10 * time.Millisecond
+	gatherAcks = window / 2
+	gatherEach = 100 * time.Microsecond
+	writeSize  = 64 << 10 // octets composed at once, one batch more at most
+	writeChunk = 16 << 10 // octets of a write, as much as a TLS record takes
 )
 
 // acks is what the peer is to be told of its batches.
@@ -43,6 +47,8 @@ type writer struct {
 	batch batchWriter
 	out   []byte
 	beat  []byte // the frame of the last State
+	told  int    // entries since the last pause
+	pace  int    // the same, but it falls slowly
 }
 
 // write sends Hello, and when the peer's is here, all that comes.
@@ -110,7 +116,13 @@ func (w *writer) pause(ctx context.Context) error {
 	if w.isPrompt() {
 		return nil
 	}
-	timer := time.NewTimer(gather)
+	length := gather
+	if w.told > 0 {
+		w.pace = max(w.told, w.pace/2)
+		length = min(gather, time.Duration(w.pace)*gatherEach)
+	}
+	w.told = 0
+	timer := time.NewTimer(length)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -256,6 +268,7 @@ func (w *writer) composeBatch(in lineKind) error {
 		return nil
 	}
 	w.sent = f.seq
+	w.told += entries
 	t.Batches++
 	t.Flows += uint64(len(f.flows))
 	t.Gones += uint64(len(f.gones))
