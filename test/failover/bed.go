@@ -58,6 +58,24 @@ func newBed(ctx context.Context, name string, c Case) (_ *bed, err error) {
 	return b, nil
 }
 
+// measure has something measured on routers of its own.
+func measure(ctx context.Context, name string, c Case, how func(*bed, context.Context, *Result) error) (result Result, err error) {
+	result.Case = c
+	b, err := newBed(ctx, name, c)
+	if err != nil {
+		return result, err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("measure %s: %w\n%s", c.Key(), err, b.Describe())
+		}
+		err = errors.Join(err, b.close())
+	}()
+	err = how(b, ctx, &result)
+	result.Notes = b.notes
+	return result, err
+}
+
 func (b *bed) prepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

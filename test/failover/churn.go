@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -26,47 +25,33 @@ const (
 )
 
 // measureChurn measures what is not about survival, with new UDP flows.
-func measureChurn(ctx context.Context, name string, c Case) (result Result, err error) {
-	result.Case = c
-	b, err := newBed(ctx, name, c)
-	if err != nil {
-		return result, err
-	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("measure %s: %w\n%s", c.Key(), err, b.Describe())
-		}
-		err = errors.Join(err, b.close())
-	}()
+func (b *bed) measureChurn(ctx context.Context, result *Result) error {
 	if err := b.prepareChurn(); err != nil {
-		return result, err
+		return err
 	}
 	idle, err := b.idle(ctx)
 	if err != nil {
-		return result, err
+		return err
 	}
 	before, err := b.usage()
 	if err != nil {
-		return result, err
+		return err
 	}
 	start := time.Now()
-	if err := b.churn(ctx, &result); err != nil {
-		return result, err
+	if err := b.churn(ctx, result); err != nil {
+		return err
 	}
 	after, err := b.usage()
 	if err != nil {
-		return result, err
+		return err
 	}
 	result.IdleCPU = idle
 	before.cpu += time.Duration(idle * float64(time.Since(start)))
-	if c.Kind == bulk {
-		err = b.bulk(ctx, &result)
-	} else {
-		account(&result, before, after)
-		err = b.compare(ctx, &result)
+	if b.c.Kind == bulk {
+		return b.bulk(ctx, result)
 	}
-	result.Notes = b.notes
-	return result, err
+	account(result, before, after)
+	return b.compare(ctx, result)
 }
 
 // prepareChurn has the routers keep flows for longer than the measurement, and

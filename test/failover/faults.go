@@ -76,42 +76,30 @@ type trouble struct {
 
 // measureFaults has connections made at an even pace while one thing after the
 // other goes wrong between the routers, and with the daemons.
-func measureFaults(ctx context.Context, name string, c Case) (result Result, err error) {
-	result.Case = c
-	b, err := newBed(ctx, name, c)
-	if err != nil {
-		return result, err
-	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("measure %s: %w\n%s", c.Key(), err, b.Describe())
-		}
-		err = errors.Join(err, b.close())
-	}()
+func (b *bed) measureFaults(ctx context.Context, result *Result) (err error) {
 	line, err := b.RB.Delay(ctx, lab.SyncLink, 0)
 	if err != nil {
-		return result, err
+		return err
 	}
 	defer func() { err = errors.Join(err, line.End()) }()
 	workers, err := b.startStorm(ctx)
 	if err != nil {
-		return result, err
+		return err
 	}
 	counted := b.exceptions()
 	for _, t := range b.troubles(line) {
-		if counted, err = b.suffer(ctx, t, counted, &result); err != nil {
-			return result, fmt.Errorf("%s: %w", t.name, err)
+		if counted, err = b.suffer(ctx, t, counted, result); err != nil {
+			return fmt.Errorf("%s: %w", t.name, err)
 		}
 	}
 	attempts, err := endStorm(ctx, workers)
 	if err != nil {
-		return result, err
+		return err
 	}
 	for i := range result.Phases {
 		result.Phases[i].judge(attempts)
 	}
-	result.Notes = b.notes
-	return result, nil
+	return nil
 }
 
 func (b *bed) troubles(line *lab.Delay) []trouble {

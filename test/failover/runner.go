@@ -122,11 +122,11 @@ func (r runner) measureAll(ctx context.Context, group []Case) []Result {
 		case survive:
 			ready[i], err = openSurvival(ctx, fmt.Sprintf("bench%d", i), c)
 		case newborn:
-			results[i], err = measureYoung(ctx, "bench", c)
+			results[i], err = measure(ctx, "bench", c, (*bed).measureYoung)
 		case trials:
-			results[i], err = measureFaults(ctx, "bench", c)
+			results[i], err = measure(ctx, "bench", c, (*bed).measureFaults)
 		default:
-			results[i], err = measureChurn(ctx, "bench", c)
+			results[i], err = measure(ctx, "bench", c, (*bed).measureChurn)
 		}
 		results[i].fail(err)
 	}

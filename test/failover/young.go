@@ -14,25 +14,12 @@ import (
 
 // measureYoung has connections made for one second, and the master crash at its
 // end: which of those that the client had by then are answered afterwards?
-func measureYoung(ctx context.Context, name string, c Case) (result Result, err error) {
-	result.Case = c
-	b, err := newBed(ctx, name, c)
+func (b *bed) measureYoung(ctx context.Context, result *Result) error {
+	crashed, err := b.crashYoung(ctx, result)
 	if err != nil {
-		return result, err
+		return err
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("measure %s: %w\n%s", c.Key(), err, b.Describe())
-		}
-		err = errors.Join(err, b.close())
-	}()
-	crashed, err := b.crashYoung(ctx, &result)
-	if err != nil {
-		return result, err
-	}
-	err = b.judgeYoung(&result, crashed)
-	result.Notes = b.notes
-	return result, err
+	return b.judgeYoung(result, crashed)
 }
 
 // crashYoung returns a time when ra was dead already, and rb not MASTER yet. The

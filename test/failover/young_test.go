@@ -19,9 +19,9 @@ func TestMasqueradeLosesTheYoungest(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	result, err := measureYoung(ctx, "young", Case{
+	result, err := measure(ctx, "young", Case{
 		Kind: newborn, Arm: "masquerade", Fault: crash, Firewall: stateful, Family: "ipv4", Only: "tcp", Flows: 200, Adverts: 100,
-	})
+	}, (*bed).measureYoung)
 	if err != nil {
 		t.Fatal(err)
 	}
