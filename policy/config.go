@@ -166,6 +166,15 @@ type SyncConfig struct {
 	Peers          []PeerConfig
 }
 
+// PeerNames lists the peers in the order of the file.
+func (c *SyncConfig) PeerNames() []string {
+	names := make([]string, len(c.Peers))
+	for i := range c.Peers {
+		names[i] = c.Peers[i].Name
+	}
+	return names
+}
+
 // PeerConfig is the other router.
 type PeerConfig struct {
 	Name    string

@@ -200,3 +200,11 @@ func (d *daemon) ask(ctx context.Context, what func()) error {
 func (d *daemon) healthy(ctx context.Context) error {
 	return d.ask(ctx, func() {})
 }
+
+// poke wakes who waits on c, now or when it comes to wait. c has room for one.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

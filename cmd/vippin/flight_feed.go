@@ -264,10 +264,7 @@ func (l *flightLog) groupOf(pin uint32) string {
 }
 
 func (l *flightLog) rouse() {
-	select {
-	case l.wake <- struct{}{}:
-	default: // it will look anyway
-	}
+	poke(l.wake)
 }
 
 // peerSession tells of a peer that came or went.

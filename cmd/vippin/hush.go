@@ -87,10 +87,7 @@ func (h *hush) change(what func()) {
 	h.mu.Lock()
 	what()
 	h.mu.Unlock()
-	select {
-	case h.wake <- struct{}{}:
-	default: // it will look anyway
-	}
+	poke(h.wake)
 }
 
 // Run keeps the table as it has to be until ctx ends; the kernel ends what is left.

@@ -94,10 +94,7 @@ func (a *alike) Run(ctx context.Context) error {
 
 // rouse says that something may have changed here.
 func (a *alike) rouse() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
+	poke(a.wake)
 }
 
 // look gathers this router's facts, tells peers of them if they have changed, and
@@ -177,10 +174,7 @@ func (a *alike) heard(peer string, digest []byte) {
 	a.peers[peer] = now
 	close(a.heardC)
 	a.heardC = make(chan struct{})
-	select {
-	case a.news <- struct{}{}:
-	default:
-	}
+	poke(a.news)
 }
 
 // gone forgets a peer that is not connected any more.

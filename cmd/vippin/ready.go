@@ -57,10 +57,7 @@ func (k *readyKeeper) tell(what func(now time.Duration, state *natsync.Readiness
 	k.mu.Lock()
 	what(k.monotonic(), k.state)
 	k.mu.Unlock()
-	select {
-	case k.wake <- struct{}{}:
-	default: // it will look anyway
-	}
+	poke(k.wake)
 }
 
 // Set takes a configuration.
@@ -68,11 +65,7 @@ func (k *readyKeeper) Set(config policy.SyncConfig) {
 	k.tell(func(now time.Duration, state *natsync.Readiness) {
 		k.limit, k.file = config.ReadyTimeout, config.ReadyFile
 		state.SetLimit(k.limit)
-		var names []string
-		for _, peer := range config.Peers {
-			names = append(names, peer.Name)
-		}
-		state.SetPeers(now, names)
+		state.SetPeers(now, config.PeerNames())
 	})
 }
 

@@ -35,10 +35,7 @@ func (w *peerWords) put(peer string, word peerWord) {
 	w.mu.Lock()
 	w.latest[peer] = word
 	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default: // the loop will come
-	}
+	poke(w.wake)
 }
 
 // Say takes what a peer says of its groups.
@@ -85,11 +82,7 @@ func (d *daemon) peersSaid() {
 func (d *daemon) setPeers(config *policy.Config) {
 	d.ready.Set(config.Sync)
 	d.hush.Set(config.Sync.NoRST)
-	var names []string
-	for _, peer := range config.Sync.Peers {
-		names = append(names, peer.Name)
-	}
-	d.decided(d.state.tracker.SetPeers(d.env.monotonic(), names))
+	d.decided(d.state.tracker.SetPeers(d.env.monotonic(), config.Sync.PeerNames()))
 }
 
 // spoke takes what a peer says. Called with mu, after the authority has heard it;

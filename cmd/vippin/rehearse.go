@@ -36,9 +36,7 @@ func (d *daemon) Rehearse(ctx context.Context) ([]policy.Rehearsal, error) {
 			flows = s.replication.flows
 		}
 		failed, plan, seen = s.replicationFailed, s.plan, s.observed
-		for _, peer := range s.config.Sync.Peers {
-			peers = append(peers, peer.Name)
-		}
+		peers = s.config.Sync.PeerNames()
 	})
 	switch {
 	case err != nil:

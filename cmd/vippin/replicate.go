@@ -278,10 +278,7 @@ func (r *replicator) holdAnswers() {
 
 // rouse lets mend look. Called with mu.
 func (r *replicator) rouse() {
-	select {
-	case r.wake <- struct{}{}:
-	default: // it will look anyway
-	}
+	poke(r.wake)
 }
 
 // bulkToAll gives every peer a bulk soon. Called with mu.

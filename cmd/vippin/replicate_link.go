@@ -120,10 +120,7 @@ func (l *peerLink) isUp() bool {
 
 // askBulk has the peer told of everything soon.
 func (l *peerLink) askBulk() {
-	select {
-	case l.wanted <- struct{}{}:
-	default: // it is wanted already
-	}
+	poke(l.wanted)
 }
 
 // bulks tells the peer of every flow whenever that is wanted.

@@ -67,10 +67,7 @@ func (s *strictness) Hold(on bool) {
 }
 
 func (s *strictness) rouse() {
-	select {
-	case s.wake <- struct{}{}:
-	default: // it will look anyway
-	}
+	poke(s.wake)
 }
 
 // Run keeps the gate as it is wanted, until ctx ends. One that cannot be opened is

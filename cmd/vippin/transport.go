@@ -87,10 +87,7 @@ func (t *transport) Set(config policy.SyncConfig) {
 	t.config = config
 	t.mu.Unlock()
 	t.halfOpen.reserve(config.Peers)
-	select {
-	case t.changed <- struct{}{}:
-	default: // Run will see this one, too
-	}
+	poke(t.changed)
 }
 
 // Run listens and dials until ctx ends, and waits for every serve.

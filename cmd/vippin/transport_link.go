@@ -101,10 +101,7 @@ func (l *link) offer(s *session) bool {
 		l.waiting.close()
 	}
 	l.waiting = s
-	select {
-	case l.arrived <- struct{}{}:
-	default:
-	}
+	poke(l.arrived)
 	return true
 }
 
