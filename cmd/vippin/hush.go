@@ -45,10 +45,10 @@ type hush struct {
 
 	counting sync.Mutex // while a table goes, its count is not in the sum
 	count    uint64     // of earlier tables
+	stands   bool       // there is a table
 
 	// Of Run alone:
 	failed  bool
-	stands  bool // there is a table
 	renewAt time.Duration
 }
 
@@ -92,10 +92,9 @@ func (h *hush) change(what func()) {
 
 // Run keeps the table as it has to be until ctx ends; the kernel ends what is left.
 func (h *hush) Run(ctx context.Context) error {
-	h.end() // what a daemon before this one has left
-	h.counting.Lock()
-	h.count = 0
-	h.counting.Unlock()
+	if err := h.table.end(); err != nil { // what a daemon before this one has left
+		h.log.Debug("remove the table of sync.no_rst", "error", err)
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -135,8 +134,7 @@ func (h *hush) look(changed bool) (next time.Duration) {
 	until := h.until
 	h.mu.Unlock()
 	if len(vips) > 0 && limit > 0 {
-		h.report(h.table.hold(vips, limit))
-		h.stands = true
+		h.hold(vips, limit)
 	}
 	switch {
 	case standing:
@@ -147,6 +145,13 @@ func (h *hush) look(changed bool) (next time.Duration) {
 		h.end()
 	}
 	return 0
+}
+
+func (h *hush) hold(vips []netip.Addr, limit time.Duration) {
+	h.counting.Lock()
+	defer h.counting.Unlock()
+	h.report(h.table.hold(vips, limit))
+	h.stands = true
 }
 
 // end removes the table and keeps its count.
@@ -177,6 +182,9 @@ func (h *hush) report(err error) {
 func (h *hush) Held() (uint64, error) {
 	h.counting.Lock()
 	defer h.counting.Unlock()
+	if !h.stands {
+		return h.count, nil
+	}
 	held, err := h.table.held()
 	return h.count + held, err
 }
