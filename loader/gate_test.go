@@ -345,8 +345,11 @@ func TestGateRepairsTable(t *testing.T) {
 // Many flows at once, each acknowledged while its answers come: none is lost. (One
 // that is not marked any more may overtake one that is just let go.)
 func TestGateLosesNothing(t *testing.T) {
-	l := newGateLab(t, waitAsLongAsItTakes)
 	const flows, answers = 64, 20
+	l := newGateLab(t, func(o *GateOptions) {
+		waitAsLongAsItTakes(o)
+		o.length = flows * answers // all of them may wait
+	})
 	server := socket(t, l.wan, server4)
 	var all []*talk
 	for i := range flows {
