@@ -127,6 +127,7 @@ func TestPatience(t *testing.T) {
 	}
 	defer listener.Close()
 	b.start(b.configFor(a.peerOf()))
+	waitFor(t, func() bool { return canConnect(b.address) })
 	first, err := listener.Accept()
 	if err != nil {
 		t.Fatal(err)
