@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Where a flow stands in the tables: what XDP and tc egress must agree on, and
+ * loader/fastpath_table.go with them.
+ */
+#pragma once
+
+#include "fast_maps.h"
+
+const volatile __u32 fast4_mask; /* loader: buckets - 1 */
+const volatile __u32 fast6_mask;
+
+/* As bpf/shortcut.h's: the last word in is mixed once more. */
+static __always_inline __u64 fast_mix(__u64 h, __u64 word)
+{
+	h = (h ^ word) * 0x9e3779b97f4a7c15ULL;
+	return h ^ h >> 32;
+}
+
+static __always_inline __u64 fast4_digest(__u64 secret, __u64 addrs, __u32 ports, __u32 place)
+{
+	return fast_mix(fast_mix(fast_mix(secret, addrs), (__u64)place << 32 | ports), 0);
+}
+
+static __always_inline __u64 fast6_digest(__u64 secret, const struct addr *src, const struct addr *dst,
+					  __u32 ports, __u32 place)
+{
+	__u64 h = fast_mix(secret, (__u64)src->word[1] << 32 | src->word[0]);
+
+	h = fast_mix(h, (__u64)src->word[3] << 32 | src->word[2]);
+	h = fast_mix(h, (__u64)dst->word[1] << 32 | dst->word[0]);
+	h = fast_mix(h, (__u64)dst->word[3] << 32 | dst->word[2]);
+	return fast_mix(fast_mix(h, (__u64)place << 32 | ports), 0);
+}
+
+/* Its bucket; NULL never, but the verifier asks. */
+static __always_inline struct fast4_bucket *fast4_at(__u64 digest)
+{
+	__u32 index = digest & fast4_mask;
+
+	return bpf_map_lookup_elem(&fast4, &index);
+}
+
+static __always_inline struct fast6_bucket *fast6_at(__u64 digest)
+{
+	__u32 index = digest & fast6_mask;
+
+	return bpf_map_lookup_elem(&fast6, &index);
+}
+
+/* The upper half, which the bucket's number is not taken from. */
+static __always_inline struct fast_note *fast_note_at(__u64 digest)
+{
+	__u32 index = digest >> 40 & (FAST_NOTES - 1);
+
+	return bpf_map_lookup_elem(&fast_notes, &index);
+}
+
+static __always_inline struct fast_state *fast_state_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&fast_state, &zero);
+}
+
+static __always_inline struct fast_device *fast_device_of(__u32 ifindex)
+{
+	struct fast_device *near = bpf_map_lookup_elem(&fast_devices, &ifindex);
+
+	return near ? near : bpf_map_lookup_elem(&fast_far_devices, &ifindex);
+}
+
+static __always_inline void count_exit(enum fast_exit exit)
+{
+	__u64 *packets = bpf_map_lookup_elem(&fast_counters, &exit);
+
+	if (packets)
+		(*packets)++;
+}

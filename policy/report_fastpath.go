@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+// FastpathState is what "fastpath ls" shows.
+type FastpathState struct {
+	Enabled     bool              `json:"enabled"`
+	EnabledBy   EnabledBy         `json:"enabled_by"`
+	All         bool              `json:"all"`          // established flows that are not pinned, too
+	Open        bool              `json:"open"`         // it forwards; else Closed says why not
+	Closed      string            `json:"closed"`       // "" while open
+	Generation  uint32            `json:"generation"`   // every change of routes, neighbours, firewall, roles makes the next one
+	PaceS       float64           `json:"pace_s"`       // how long a flow goes without a packet through the stack, at most
+	PaceWhy     string            `json:"pace_why"`     // what in the firewall changes without an event; "" when nothing does
+	Flows       int               `json:"flows"`        // directions of flows that are learnt and valid
+	Capacity    int               `json:"capacity"`     // directions of flows, per family
+	MemoryBytes uint64            `json:"memory_bytes"` // of the tables
+	Interfaces  []FastpathDevice  `json:"interfaces"`
+	Packets     map[string]uint64 `json:"packets"`  // by what became of them: forwarded, or why they took the stack
+	Unlearnt    map[string]uint64 `json:"unlearnt"` // packets that taught nothing, by reason
+	Loosened    uint64            `json:"loosened"` // TCP connections whose windows conntrack no longer watches
+	Warnings    []string          `json:"warnings"`
+}
+
+// FastpathDevice is an interface of fastpath.interfaces.
+type FastpathDevice struct {
+	Interface string   `json:"interface"`
+	Ifindex   int      `json:"ifindex"` // 0: absent
+	Mode      string   `json:"mode"`    // native, generic, "" when not attached
+	VLANs     []VLAN   `json:"vlans"`   // tags of the VLANs on it
+	Refused   string   `json:"refused"` // why it is not attached; ""
+	Warnings  []string `json:"warnings"`
+}
+
+// FastpathFlow is what the fast path has done for one flow.
+type FastpathFlow struct {
+	Packets, Bytes uint64 // of both directions
+	IdleS          float64
+}
