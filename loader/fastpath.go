@@ -3,7 +3,6 @@
 package loader
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 
@@ -20,8 +19,10 @@ type FastpathOptions struct {
 
 // Fastpath is the XDP program, the tc program that teaches it, and their tables.
 type Fastpath struct {
-	plane *Dataplane
-	opts  FastpathOptions
+	plane  *Dataplane
+	opts   FastpathOptions
+	maps   fastMaps
+	tables *fastTables
 }
 
 // NewFastpath loads the fast path beside the dataplane, or takes over the tables
@@ -43,11 +44,6 @@ func (f *Fastpath) SetOpen(open bool) error { return nil }
 // Bump makes every flow take the stack again before it is learnt anew: something
 // changed that its packets' fate depends on.
 func (f *Fastpath) Bump() error { return nil }
-
-// Run follows what changes in this network namespace (of the calling thread) and
-// bumps, kills hops, sets the pace, and makes TCP flows liberal that are to be
-// learnt, until ctx ends.
-func (f *Fastpath) Run(ctx context.Context) error { return nil }
 
 // State is what there is to show; also of a Dataplane that was only opened.
 func (f *Fastpath) State() (policy.FastpathState, error) { return policy.FastpathState{}, nil }
