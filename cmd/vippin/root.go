@@ -78,7 +78,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetHelpCommandGroupID("service")
 	root.SetCompletionCommandGroupID("service")
 	root.AddCommand(
-		c.status(), c.flows(), c.vrrp(), c.peers(), c.failovers(), c.parity(), c.monitor(), c.check(), c.doctor(), c.ready(),
+		c.status(), c.flows(), c.vrrp(), c.peers(), c.failovers(), c.parity(), c.monitor(), c.check(), c.doctor(), c.ready(), c.bench(),
 		c.pin(), c.reload(), c.keygen(), c.trust(), c.vrrpNotify(),
 		c.run(), c.load(), c.unload(),
 		c.version(), c.man(),
