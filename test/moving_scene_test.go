@@ -85,6 +85,7 @@ func (s *scene) cable(name, mac string, number int) {
 	}
 	s.ip(s.RA.Node, fmt.Sprintf("link add %s %s address %s type veth peer name p-%s netns %s", name, index, mac, name, s.WANSwitch.NS))
 	s.ip(s.WANSwitch, fmt.Sprintf("link set p-%s master br0 up", name))
+	s.must(s.TakeXDP(s.ctx, s.WANSwitch, "p-"+name))
 	s.ip(s.RA.Node, "link set "+name+" up")
 	if got := s.number(name); number != 0 && got != number {
 		s.t.Fatalf("%s has number %d, want %d", name, got, number)

@@ -37,6 +37,7 @@ for what in "$@"; do
 		need ethtool ethtool
 		need tcpdump tcpdump
 		need ping iputils-ping
+		need ipset ipset
 		need gcc gcc # the race detector
 		[ -e /usr/include/stdlib.h ] || packages="$packages libc6-dev"
 		;;

@@ -120,7 +120,7 @@ func (l *Lab) onSpawner(start func() error) error {
 
 func (l *Lab) build(ctx context.Context) error {
 	steps := []func() error{
-		l.addSwitches, l.addServer, l.addRouters, l.addHosts, l.addTransit, l.addInside, l.setOffloads, l.addRules,
+		l.addSwitches, l.addServer, l.addRouters, l.addHosts, l.addTransit, l.addInside, l.setOffloads, l.setFastpath, l.addRules,
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {

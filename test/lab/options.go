@@ -40,6 +40,7 @@ type Options struct {
 	ThirdRouter  bool   // beside ra and rb also rc, of lower priority than both
 	VippinBin    string // "" = $VIPPIN_BIN, or else built from this module
 	NoBTF        bool   // vippin sees no BTF, as on a kernel without; also $VIPPIN_LAB_NO_BTF = 1
+	Fastpath     bool   // vippin forwards by XDP on every segment; also $VIPPIN_LAB_FASTPATH = 1; not with NoBTF
 }
 
 func (o Options) withDefaults() Options {
@@ -47,6 +48,7 @@ func (o Options) withDefaults() Options {
 		o.Hosts = 2
 	}
 	o.NoBTF = o.NoBTF || os.Getenv("VIPPIN_LAB_NO_BTF") == "1"
+	o.Fastpath = (o.Fastpath || os.Getenv("VIPPIN_LAB_FASTPATH") == "1") && !o.NoBTF
 	if o.Masquerade == "" {
 		o.Masquerade = MasqueradeNFT
 	}

@@ -56,6 +56,9 @@ func (l *Lab) Boot(ctx context.Context, r *Router) error {
 			if err := r.plug(c.ifname, c.at, c.bridge, c.port); err != nil {
 				return err
 			}
+			if err := l.TakeXDP(ctx, c.at, c.port); err != nil {
+				return err
+			}
 		}
 		return errors.Join(r.configure(), r.addRules(ctx))
 	})

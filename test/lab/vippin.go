@@ -33,11 +33,15 @@ func (r *Router) RunDir() string { return filepath.Join(r.Dir, "run") }
 func (r *Router) StateDir() string { return filepath.Join(r.Dir, "state") }
 
 // WriteVippin writes the router's vippin.yaml: node, run_dir, state_dir and
-// bpffs of its own, then the given YAML. A running daemon takes it by
+// bpffs of its own, then the given YAML, and with Options.Fastpath a fast path on
+// every segment unless the YAML has a say on it. A running daemon takes it by
 // "vippin reload".
 func (l *Lab) WriteVippin(r *Router, configYAML string) error {
 	text := fmt.Sprintf("node: %s\nrun_dir: %s\nstate_dir: %s\nbpffs: %s\n%s",
 		r.Name, r.RunDir(), r.StateDir(), r.BPFFS, configYAML)
+	if l.Options.Fastpath && !strings.Contains(configYAML, "fastpath:") {
+		text += l.fastpathSection()
+	}
 	if err := os.WriteFile(r.ConfigFile(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write vippin.yaml of %s: %w", r.Name, err)
 	}

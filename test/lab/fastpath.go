@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// A veth stands for a NIC only as far as XDP goes on it. A frame that a program
+// sends on is handed to the other end's NAPI, which is there when GRO is on (or a
+// program is attached): else it is dropped. And a checksum that its sender left to
+// the hardware is never written: the program redirects what is in memory.
+
+// fastpathSection is what WriteVippin adds to a configuration without one.
+func (l *Lab) fastpathSection() string {
+	var names []string
+	for _, s := range l.Segments() {
+		names = append(names, s.Name)
+	}
+	return fmt.Sprintf("fastpath: {enabled: true, interfaces: [%s]}\n", strings.Join(names, ", "))
+}
+
+// setFastpath readies every cable for routers that forward by XDP.
+func (l *Lab) setFastpath() error {
+	if !l.Options.Fastpath {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), rulesTimeout)
+	defer cancel()
+	for _, n := range l.nodes {
+		if n == l.LANSwitch || n == l.WANSwitch || l.isRouter(n) {
+			continue
+		}
+		links, err := n.nl.LinkList()
+		if err != nil {
+			return fmt.Errorf("list links of %s: %w", n.NS, err)
+		}
+		for _, link := range links {
+			if link.Type() != "veth" {
+				continue
+			}
+			if _, err := n.Run(ctx, "ethtool", "-K", link.Attrs().Name, "tx", "off"); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range l.Routers() {
+		for _, c := range l.cables(r) {
+			if err := l.TakeXDP(ctx, c.at, c.port); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (l *Lab) isRouter(n *Node) bool {
+	for _, r := range l.Routers() {
+		if n == r.Node {
+			return true
+		}
+	}
+	return false
+}
+
+// TakeXDP has a port of a switch take the frames that a program of the router at
+// the other end sends. Ports that the lab made do so already, with
+// Options.Fastpath; without it nothing is done.
+func (l *Lab) TakeXDP(ctx context.Context, at *Node, port string) error {
+	if !l.Options.Fastpath {
+		return nil
+	}
+	_, err := at.Run(ctx, "ethtool", "-K", port, "gro", "on")
+	return err
+}
