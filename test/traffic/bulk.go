@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -48,35 +49,90 @@ func GetFrom(ctx context.Context, in Enter, local, remote netip.AddrPort, octets
 }
 
 func bulk(ctx context.Context, in Enter, local, remote netip.AddrPort, word string, octets int64) (Bulk, error) {
-	result := Bulk{Octets: octets}
+	line, err := OpenLine(ctx, in, local, remote)
+	if err != nil {
+		return Bulk{Octets: octets}, err
+	}
+	defer line.Close()
+	if word == wordPut {
+		return line.Put(octets)
+	}
+	return line.Get(octets)
+}
+
+// Line is a TCP connection to a Server over which transfers go, one after the
+// other.
+type Line struct {
+	Source netip.AddrPort // the client's end as the server saw it first
+
+	conn   *net.TCPConn
+	reader *bufio.Reader
+	remote netip.AddrPort
+	stop   func() bool
+}
+
+// OpenLine connects, from a local end whose address may be left out. The line
+// breaks when ctx ends.
+func OpenLine(ctx context.Context, in Enter, local, remote netip.AddrPort) (*Line, error) {
 	conn, err := Dial(ctx, in, "tcp", local, remote, 10*time.Second)
 	if err != nil {
-		return result, err
+		return nil, err
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	reader := bufio.NewReaderSize(conn, 1024)
-	if result.Source, err = askSource(conn, reader); err != nil {
-		return result, err
+	l := &Line{conn: conn.(*net.TCPConn), reader: bufio.NewReaderSize(conn, 1024), remote: remote}
+	l.stop = context.AfterFunc(ctx, func() { conn.Close() })
+	if l.Source, err = l.Ask(); err != nil {
+		l.Close()
+		return nil, err
 	}
+	return l, nil
+}
+
+// Ask asks the server which source it sees.
+func (l *Line) Ask() (netip.AddrPort, error) { return askSource(l.conn, l.reader) }
+
+// Local is the client's own end.
+func (l *Line) Local() netip.AddrPort { return l.conn.LocalAddr().(*net.TCPAddr).AddrPort() }
+
+// Close ends the connection by a FIN.
+func (l *Line) Close() error {
+	l.stop()
+	return l.conn.Close()
+}
+
+// Reset ends the connection by a RST.
+func (l *Line) Reset() error {
+	if err := l.conn.SetLinger(0); err != nil {
+		return fmt.Errorf("have the connection to %s reset: %w", l.remote, err)
+	}
+	return l.Close()
+}
+
+// Put is one transfer to the server. It fails when the two checksums differ.
+func (l *Line) Put(octets int64) (Bulk, error) { return l.transfer(wordPut, octets) }
+
+// Get is one transfer from the server.
+func (l *Line) Get(octets int64) (Bulk, error) { return l.transfer(wordGet, octets) }
+
+func (l *Line) transfer(word string, octets int64) (Bulk, error) {
+	result := Bulk{Octets: octets, Source: l.Source}
 	arguments := fmt.Sprintf("%d %d", octets, rand.Uint64())
 	start := time.Now()
-	if _, err := fmt.Fprintf(conn, "%s %s\n", word, arguments); err != nil {
-		return result, fmt.Errorf("ask %s to %s: %w", remote, word, err)
+	if _, err := fmt.Fprintf(l.conn, "%s %s\n", word, arguments); err != nil {
+		return result, fmt.Errorf("ask %s to %s: %w", l.remote, word, err)
 	}
 	var mine string
+	var err error
 	if word == wordPut {
-		mine, err = sendBulk(conn, arguments)
+		mine, err = sendBulk(l.conn, arguments)
 	} else {
-		mine, err = receiveBulk(reader, arguments)
+		mine, err = receiveBulk(l.reader, arguments)
 	}
 	if err != nil {
-		return result, fmt.Errorf("%s %d octets at %s: %w", word, octets, remote, err)
+		return result, fmt.Errorf("%s %d octets at %s: %w", word, octets, l.remote, err)
 	}
-	theirs, err := reader.ReadString('\n')
+	theirs, err := l.reader.ReadString('\n')
 	if err != nil {
-		return result, fmt.Errorf("read the checksum of %s: %w", remote, err)
+		return result, fmt.Errorf("read the checksum of %s: %w", l.remote, err)
 	}
 	result.Took = time.Since(start)
 	result.Sent = strings.TrimPrefix(mine, wordSHA+" ")
@@ -85,7 +141,7 @@ func bulk(ctx context.Context, in Enter, local, remote netip.AddrPort, word stri
 		result.Sent, result.Received = result.Received, result.Sent
 	}
 	if result.Sent != result.Received {
-		return result, fmt.Errorf("%s %d octets at %s: the data changed on its way: sent %s, received %s", word, octets, remote, result.Sent, result.Received)
+		return result, fmt.Errorf("%s %d octets at %s: the data changed on its way: sent %s, received %s", word, octets, l.remote, result.Sent, result.Received)
 	}
 	return result, nil
 }
