@@ -84,6 +84,14 @@ func (c *client) Rehearse(ctx context.Context) (rehearsals []policy.Rehearsal, e
 	return rehearsals, c.do(ctx, http.MethodPost, "rehearse", nil, &rehearsals)
 }
 
+func (c *client) Fastpath(ctx context.Context) (state policy.FastpathState, err error) {
+	return state, c.get(ctx, "fastpath", &state)
+}
+
+func (c *client) SwitchFastpath(ctx context.Context, action toggleAction) (state policy.FastpathState, err error) {
+	return state, c.do(ctx, http.MethodPost, "fastpath/"+string(action), nil, &state)
+}
+
 func (c *client) Notify(ctx context.Context, n policy.Notification) error {
 	var done struct{}
 	return c.do(ctx, http.MethodPost, "notify", n, &done)

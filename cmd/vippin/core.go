@@ -54,6 +54,12 @@ func (d *daemon) start() error {
 		d.log.Error("toggles are not known", "error", err)
 	}
 	s.toggles = toggles
+	toggle, err := d.store.LoadFastpath()
+	if err != nil {
+		s.trouble = append(s.trouble, err.Error())
+		d.log.Error("the fast path's toggle is not known", "error", err)
+	}
+	d.fast.SetToggle(toggle)
 	if s.observed, err = d.env.observe(); err != nil {
 		return err
 	}
@@ -199,6 +205,8 @@ func (d *daemon) apply(plan policy.Plan) {
 	}
 	d.state.failed, d.state.retry = nil, false
 	d.tellReplication()
+	d.fast.Bump()
+	d.fast.Attach() // behind the programs that are attached now
 }
 
 // settle lets the flows be noted that lived when pins were switched on.
@@ -238,12 +246,17 @@ func (d *daemon) decided(changes []vrrp.Change) {
 		return
 	}
 	at := d.env.monotonic()
+	turned := false
 	for _, change := range changes {
 		if change.RoleChanged && change.Pin != 0 {
+			turned = true
 			if err := d.plane.SetRole(change.Pin, change.Role, false); err != nil {
 				d.log.Error("put role into the dataplane", "pin", change.Name, "role", change.Role.String(), "error", err)
 			}
 		}
+	}
+	if turned {
+		d.fast.Bump()
 	}
 	d.flight.decided(at, changes)
 	for _, change := range changes {

@@ -69,6 +69,7 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	tasks.Go(func() error { return d.ready.Run(ctx, d.heardMasters) })
 	tasks.Go(func() error { return d.hush.Run(ctx) })
 	tasks.Go(func() error { return d.flight.Run(ctx) })
+	tasks.Go(func() error { return d.fast.Run(ctx) })
 	tasks.Go(func() error { return d.hup(ctx) })
 	d.alike.gather, d.alike.tell = d.facts, d.tellFacts
 	tasks.Go(func() error { return d.alike.Run(ctx) })
@@ -102,6 +103,7 @@ type daemon struct {
 	hush   *hush
 	words  *peerWords
 	alike  *alike
+	fast   *fastKeeper
 	prober *loader.Prober // the loop's
 	tasks  *errgroup.Group
 	ctx    context.Context // of tasks
@@ -133,6 +135,8 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		asked:   make(chan func()),
 		state:   newCoreState(config),
 	}
+	flows := config.Dataplane.MaxFlows
+	d.fast = newFastKeeper(log, planeLoader{plane: plane, flows: flows, log: log}, config.Fastpath)
 	d.ready.behind, d.flight.resetsHeld = d.hush.SetBehind, d.hush.Held
 	return d
 }

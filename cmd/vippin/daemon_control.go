@@ -82,7 +82,7 @@ func (d *daemon) Flows(ctx context.Context, yield func(policy.FlowStatus) error)
 	if err != nil {
 		return err
 	}
-	return listFlows(ctx, d.env, d.plane, stands, yield)
+	return listFlows(ctx, d.env, pinnedPlane{d.plane}, stands, yield)
 }
 
 func (d *daemon) Events(ctx context.Context) <-chan policy.Event { return d.hub.Subscribe(ctx) }
@@ -99,7 +99,7 @@ func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []po
 	settled, cancel := context.WithTimeout(ctx, settleFor)
 	defer cancel()
 	_ = d.ask(settled, func() {}) // behind the settling; without it the answer is as true
-	return statesOf(d.plane, chosen)
+	return statesOf(pinnedPlane{d.plane}, chosen)
 }
 
 // settleFor is how long the answer to a toggle waits until new flows are pinned.
@@ -128,7 +128,9 @@ func (d *daemon) switchPins(action toggleAction, selectors []policy.Selector) ([
 		i := slices.IndexFunc(d.state.plan.Pins, func(pin policy.PlanPin) bool { return pin.ID == change.ID })
 		d.state.plan.Pins[i] = change
 	}
-	if err := setSwitches(d.plane, changes); err != nil {
+	err = setSwitches(pinnedPlane{d.plane}, changes)
+	d.fast.Bump()
+	if err != nil {
 		d.state.retry = true
 		return nil, err
 	}
@@ -183,6 +185,8 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	report.Warnings = append(report.Warnings, restartFor(s.config, config)...)
 	d.publishPlan(s.plan, plan)
 	s.config, s.plan, s.failed, s.retry = config, plan, nil, false
+	d.fast.Bump()
+	d.fast.Set(config.Fastpath)
 	d.setReplication(config)
 	d.tellReplication()
 	d.log.Info("reloaded", "pins", len(config.Pins), "warnings", report.Warnings)
@@ -203,9 +207,6 @@ func (d *daemon) rollBack(now time.Duration) {
 // notYet names what the configuration asks for and this version does not do.
 func notYet(config *policy.Config) []string {
 	var missing []string
-	if config.Fastpath.Enabled {
-		missing = append(missing, "fastpath.enabled: this version has no fast path yet, every packet takes the stack")
-	}
 	if listen := config.Metrics.Listen; listen.IsValid() && listen != policy.DefaultConfig("", "").Metrics.Listen {
 		missing = append(missing, "metrics.listen: this version serves no metrics yet")
 	}

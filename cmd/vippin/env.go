@@ -52,6 +52,24 @@ type dataplane interface {
 	Flows(yield func(policy.Mapping) bool) error
 	Sweep() (removed int, err error)
 	Unload(force bool) (loader.UnloadReport, error)
+	OpenFastpath() (fastReader, error)
+}
+
+// fastReader is a fast path that is only read: *loader.Fastpath.
+type fastReader interface {
+	State() (policy.FastpathState, error)
+	Close() error
+}
+
+// pinnedPlane is *loader.Dataplane as the verbs take it.
+type pinnedPlane struct{ *loader.Dataplane }
+
+func (p pinnedPlane) OpenFastpath() (fastReader, error) {
+	table, err := p.Dataplane.OpenFastpath()
+	if err != nil {
+		return nil, err
+	}
+	return table, nil
 }
 
 // newEnv is the real world.
@@ -82,7 +100,7 @@ func openDataplane(bpffs string) (dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return pinnedPlane{d}, nil
 }
 
 func loadDataplane(opts loader.Options) (dataplane, error) {
@@ -90,7 +108,7 @@ func loadDataplane(opts loader.Options) (dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d, nil
+	return pinnedPlane{d}, nil
 }
 
 // terminalColumns says how wide the terminal behind fd is, 0 if it is none.

@@ -282,6 +282,8 @@ func (d *fakeDataplane) Flows(yield func(policy.Mapping) bool) error {
 	return nil
 }
 
+func (d *fakeDataplane) OpenFastpath() (fastReader, error) { return nil, loader.ErrNotLoaded }
+
 func (d *fakeDataplane) Sweep() (int, error) { d.swept++; return 0, nil }
 
 func (d *fakeDataplane) Unload(force bool) (loader.UnloadReport, error) {
@@ -310,6 +312,20 @@ type fakeController struct {
 	differences []policy.Difference
 	rehearsals  []policy.Rehearsal
 	notified    []policy.Notification
+
+	fastpath policy.FastpathState
+}
+
+func (c *fakeController) Fastpath(context.Context) (policy.FastpathState, error) {
+	return c.fastpath, c.err
+}
+
+func (c *fakeController) SwitchFastpath(_ context.Context, action toggleAction) (policy.FastpathState, error) {
+	c.fastpath.Enabled, c.fastpath.EnabledBy = policy.DecideFastpath(action.switchOf(), c.fastpath.Enabled)
+	if c.toggled != nil {
+		c.toggled <- action
+	}
+	return c.fastpath, c.err
 }
 
 func (c *fakeController) Ready(context.Context) ([]policy.ReadyStatus, error) { return c.ready, c.err }

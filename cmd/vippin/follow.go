@@ -83,6 +83,9 @@ func (d *daemon) noteChanges(event loader.LinkEvent) {
 		d.state.follow.add(event, now)
 		d.flight.linkEvent(event)
 		d.linkShaken(event)
+		if event.Kind != loader.AddrChanged {
+			d.fast.Attach()
+		}
 		if len(d.links) == 0 {
 			return
 		}

@@ -44,6 +44,10 @@ type controller interface {
 	Parity(ctx context.Context) ([]policy.Difference, error)
 	// Rehearse tries every peer's table.
 	Rehearse(ctx context.Context) ([]policy.Rehearsal, error)
+	Fastpath(ctx context.Context) (policy.FastpathState, error)
+	// SwitchFastpath returns what it is then; switching what is so already is no
+	// error.
+	SwitchFastpath(ctx context.Context, action toggleAction) (policy.FastpathState, error)
 	// Notify takes what a transition script tells.
 	Notify(ctx context.Context, n policy.Notification) error
 }
@@ -128,6 +132,8 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /v1/parity", show(s, s.control.Parity))
 	mux.HandleFunc("POST /v1/rehearse", s.rehearse)
 	mux.HandleFunc("POST /v1/notify", s.notify)
+	mux.HandleFunc("GET /v1/fastpath", show(s, s.control.Fastpath))
+	mux.HandleFunc("POST /v1/fastpath/{action}", s.switchFastpath)
 	return mux
 }
 
@@ -212,6 +218,24 @@ func (s *server) toggle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.answer(w, http.StatusOK, pins)
+}
+
+func (s *server) switchFastpath(w http.ResponseWriter, r *http.Request) {
+	action, err := parseToggleAction(r.PathValue("action"))
+	if err != nil {
+		s.answer(w, http.StatusNotFound, failure{Error: err.Error()})
+		return
+	}
+	if err := s.access.mayChange(r.Context()); err != nil {
+		s.fail(w, err)
+		return
+	}
+	state, err := s.control.SwitchFastpath(r.Context(), action)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.answer(w, http.StatusOK, state)
 }
 
 // decode reads one bounded JSON value and nothing after it.

@@ -9,7 +9,7 @@ import (
 	"vippin/policy"
 )
 
-// toggleAction is what is done to pins.
+// toggleAction is what is done to pins, or the fast path.
 type toggleAction string
 
 // The toggles. A toggle beats the configuration until it is reset.
@@ -25,6 +25,16 @@ func parseToggleAction(text string) (toggleAction, error) {
 		return action, nil
 	}
 	return "", fmt.Errorf("unknown toggle %q (one of on, off, reset)", text)
+}
+
+// switchOf is what the action says of what there is one of; nil: the
+// configuration decides.
+func (a toggleAction) switchOf() *bool {
+	if a == toggleReset {
+		return nil
+	}
+	on := a == toggleOn
+	return &on
 }
 
 // unknownPinsError lists what was named and has no pin; nothing has changed.

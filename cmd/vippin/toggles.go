@@ -12,8 +12,11 @@ import (
 	"vippin/policy"
 )
 
-// togglesName is the file in state_dir.
-const togglesName = "toggles.json"
+// The files in state_dir.
+const (
+	togglesName        = "toggles.json"
+	fastpathToggleName = "fastpath.json"
+)
 
 // toggleStore keeps the toggles in state_dir, so that they outlive a restart
 // and a reboot.
@@ -50,6 +53,53 @@ func (s toggleStore) Save(toggles policy.Toggles) error {
 	}
 	if err := replaceFile(s.path(), data); err != nil {
 		return fmt.Errorf("write toggles: %w", err)
+	}
+	return nil
+}
+
+// LoadFastpath returns nil when the fast path was not switched by hand. With any
+// other error it is nil too.
+func (s toggleStore) LoadFastpath() (*bool, error) {
+	path := filepath.Join(s.dir, fastpathToggleName)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the fast path's toggle: %w", err)
+	}
+	on, err := policy.DecodeFastpathToggle(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &on, nil
+}
+
+// SaveFastpath replaces the file in one step, or removes it (nil).
+func (s toggleStore) SaveFastpath(toggle *bool) error {
+	path := filepath.Join(s.dir, fastpathToggleName)
+	if toggle == nil {
+		err := os.Remove(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			err = syncDir(s.dir)
+		}
+		if err != nil {
+			return fmt.Errorf("forget the fast path's toggle: %w", err)
+		}
+		return nil
+	}
+	data, err := policy.EncodeFastpathToggle(*toggle)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return fmt.Errorf("make state_dir: %w", err)
+	}
+	if err := replaceFile(path, data); err != nil {
+		return fmt.Errorf("write the fast path's toggle: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"vippin/policy"
+)
+
+// State is what "fastpath ls" shows.
+func (k *fastKeeper) State() (state policy.FastpathState, err error) {
+	k.using.RLock()
+	defer k.using.RUnlock()
+	k.mu.Lock()
+	wish, table, devices, failed := k.want, k.table, k.shown, k.failed
+	k.mu.Unlock()
+	if table != nil {
+		if state, err = table.State(); err != nil {
+			return state, err
+		}
+	}
+	state.Enabled, state.EnabledBy = wish.decide()
+	state.All = wish.config.All
+	if devices != nil {
+		state.Interfaces = devices
+	}
+	if state.Open {
+		return state, nil
+	}
+	switch {
+	case !state.Enabled:
+		state.Closed = "it is switched off"
+	case failed != "":
+		state.Closed = failed
+	case len(wish.config.Interfaces) == 0:
+		state.Closed = "fastpath.interfaces names no interface"
+	case table != nil && !anyAttached(devices):
+		state.Closed = "no interface can take it"
+	case state.Closed == "":
+		state.Closed = "it is being loaded"
+	}
+	return state, nil
+}
+
+func anyAttached(devices []policy.FastpathDevice) bool {
+	for _, device := range devices {
+		if device.Mode != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Warnings is what an owner should look at.
+func (k *fastKeeper) Warnings() []string {
+	state, err := k.State()
+	if err != nil {
+		return []string{fmt.Sprintf("the fast path's state is not known: %v", err)}
+	}
+	return fastWarnings(state)
+}
+
+// fastWarnings is what an owner should look at in a fast path's state.
+func fastWarnings(state policy.FastpathState) []string {
+	if !state.Enabled {
+		return nil
+	}
+	var warnings []string
+	if !state.Open {
+		warnings = append(warnings, "fast path: closed, every packet takes the stack: "+state.Closed)
+	}
+	for _, device := range state.Interfaces {
+		if device.Refused != "" {
+			warnings = append(warnings, fmt.Sprintf("fast path: not on %s: %s", device.Interface, device.Refused))
+		}
+		for _, text := range device.Warnings {
+			warnings = append(warnings, fmt.Sprintf("fast path on %s: %s", device.Interface, text))
+		}
+	}
+	for _, text := range state.Warnings {
+		warnings = append(warnings, "fast path: "+text)
+	}
+	return warnings
+}
+
+func (d *daemon) Fastpath(context.Context) (policy.FastpathState, error) { return d.fast.State() }
+
+// SwitchFastpath writes the toggle down before it takes effect, as switchPins
+// does.
+func (d *daemon) SwitchFastpath(ctx context.Context, action toggleAction) (policy.FastpathState, error) {
+	var failed error
+	err := d.ask(ctx, func() {
+		toggle := action.switchOf()
+		if failed = d.store.SaveFastpath(toggle); failed != nil {
+			return
+		}
+		d.fast.SetToggle(toggle)
+		on, by := policy.DecideFastpath(toggle, d.state.config.Fastpath.Enabled)
+		d.log.Info("fast path", "switched", onOff(on), "by", by.String())
+		d.hub.Publish(policy.Event{Kind: "fastpath", Detail: fmt.Sprintf("%s (%s)", onOff(on), by)})
+	})
+	if err == nil {
+		err = failed
+	}
+	if err == nil {
+		err = d.fast.Settle(ctx)
+	}
+	if err != nil {
+		return policy.FastpathState{}, err
+	}
+	return d.fast.State()
+}
