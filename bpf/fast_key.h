@@ -5,6 +5,7 @@
 #pragma once
 
 #include "fast_maps.h"
+#include "parse.h"
 
 const volatile __u32 fast4_mask; /* loader: buckets - 1 */
 const volatile __u32 fast6_mask;
@@ -45,6 +46,32 @@ static __always_inline struct fast6_bucket *fast6_at(__u64 digest)
 	__u32 index = digest & fast6_mask;
 
 	return bpf_map_lookup_elem(&fast6, &index);
+}
+
+/* The entry with this key, valid or not. NULL: there is none. */
+static __always_inline struct fast4 *fast4_find(struct fast4_bucket *bucket, __u64 addrs, __u32 ports,
+						__u32 place)
+{
+	for (int i = 0; i < FAST_WAYS; i++) {
+		struct fast4 *e = &bucket->way[i];
+
+		if (e->addrs == addrs && e->ports == ports && e->place == place)
+			return e;
+	}
+	return NULL;
+}
+
+static __always_inline struct fast6 *fast6_find(struct fast6_bucket *bucket, const struct addr *src,
+						const struct addr *dst, __u32 ports, __u32 place)
+{
+	for (int i = 0; i < FAST_WAYS; i++) {
+		struct fast6 *e = &bucket->way[i];
+
+		if (e->ports == ports && e->place == place && addr_equal(&e->src, src) &&
+		    addr_equal(&e->dst, dst))
+			return e;
+	}
+	return NULL;
 }
 
 /* The upper half, which the bucket's number is not taken from. */

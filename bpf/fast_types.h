@@ -10,27 +10,24 @@
 
 #include "types.h"
 
-#define FAST_WAYS 2 /* entries of a bucket */
-#define FAST_DEVICES 128 /* device numbers, from 1 */
+#define FAST_WAYS 4 /* entries of a bucket */
+#define FAST_DEVICES 64 /* device numbers, from 1 */
 #define FAST_HOPS 65536
 #define FAST_NOTES 4096 /* a power of two */
 #define FAST_TCP 0x80000000 /* in a place; without it: UDP */
+#define FAST_8021AD 0x40000000 /* in a place: the outer tag is 802.1ad; else it is 802.1Q, as the inner one */
 
-/* A place is where a packet came in, and its protocol: FAST_TCP, the device's
- * number << 24, the outer VLAN tag << 12, the inner one. Exact, not a digest.
+/* A place is where a packet came in, and its protocol: FAST_TCP, FAST_8021AD, the
+ * device's number << 24, the outer VLAN ID << 12, the inner one. Exact, not a digest.
  */
 
-/* A key as it stands in the packet: addresses and ports in network order, the
- * source in the lower half. Not in use: generation 0.
+/* What becomes of a flow's packets, and what became of them. Not in use:
+ * generation 0.
  */
-struct fast4 {
-	__u64 addrs;
-	__u32 ports;
-	__u32 place;
-	__u64 new_addrs; /* as they leave */
+struct fast_fate {
 	__u32 new_ports;
-	__u32 ack; /* TCP: packets whose acknowledgement is 2^30 away from this take the stack */
-	__u16 l3_diff; /* one's complement sum of what changes, TTL included */
+	__u32 ack; /* TCP, host order: packets whose acknowledgement is 2^30 away take the stack */
+	__u16 l3_diff; /* IPv4: one's complement sum of what changes, TTL included */
 	__u16 l4_diff;
 	__u16 hop; /* number in hops */
 	__u16 pin; /* counted on it; 0: none; FAST_RETURNED */
@@ -40,6 +37,17 @@ struct fast4 {
 	__u64 bytes; /* IP packets' lengths */
 };
 
+/* The key is as it stands in the packet: addresses and ports in network order, the
+ * source in the lower half. The new ones are as they leave.
+ */
+struct fast4 {
+	__u64 addrs;
+	__u32 ports;
+	__u32 place;
+	__u64 new_addrs;
+	struct fast_fate fate;
+};
+
 struct fast6 {
 	struct addr src;
 	struct addr dst;
@@ -47,17 +55,8 @@ struct fast6 {
 	__u32 place;
 	struct addr new_src;
 	struct addr new_dst;
-	__u32 new_ports;
-	__u32 ack;
-	__u16 pad;
-	__u16 l4_diff;
-	__u16 hop;
-	__u16 pin;
-	__u32 generation;
-	__u32 until;
-	__u64 packets_seen;
-	__u64 bytes;
-	__u64 pad2[2]; /* a power of two */
+	struct fast_fate fate;
+	__u64 pad[2]; /* a power of two */
 };
 
 #define FAST_PIN 0x0fff
@@ -129,13 +128,13 @@ enum fast_exit {
 	FAST_FORWARDED,
 	FAST_CLOSED, /* switched off, or the daemon gives no sign of life */
 	FAST_DEVICE, /* the device is not in fast_devices */
-	FAST_NOT_IP, /* something else, cut short, or with a third tag */
+	FAST_NOT_IP, /* something else, cut short, with a priority tag or a third one */
 	FAST_OTHER_HOST, /* not to this device's address */
 	FAST_PROTOCOL, /* neither TCP nor UDP, which VRRP is first of all; extension headers */
 	FAST_OPTIONS, /* IPv4 options */
 	FAST_FRAGMENT,
 	FAST_TTL, /* 1 or less */
-	FAST_FLAGS, /* TCP: SYN, FIN or RST */
+	FAST_FLAGS, /* TCP: SYN, FIN or RST, or no ACK */
 	FAST_MISS, /* the flow is not known */
 	FAST_STALE, /* learnt in an earlier generation */
 	FAST_RECHECK, /* not learnt anew for so long that it takes the stack again */

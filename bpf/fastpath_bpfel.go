@@ -89,28 +89,31 @@ type FastpathBinding struct {
 
 type FastpathFast4Bucket struct {
 	_   structs.HostLayout
-	Way [2]struct {
-		_           structs.HostLayout
-		Addrs       uint64
-		Ports       uint32
-		Place       uint32
-		NewAddrs    uint64
-		NewPorts    uint32
-		Ack         uint32
-		L3Diff      uint16
-		L4Diff      uint16
-		Hop         uint16
-		Pin         uint16
-		Generation  uint32
-		Until       uint32
-		PacketsSeen uint64
-		Bytes       uint64
+	Way [4]struct {
+		_        structs.HostLayout
+		Addrs    uint64
+		Ports    uint32
+		Place    uint32
+		NewAddrs uint64
+		Fate     struct {
+			_           structs.HostLayout
+			NewPorts    uint32
+			Ack         uint32
+			L3Diff      uint16
+			L4Diff      uint16
+			Hop         uint16
+			Pin         uint16
+			Generation  uint32
+			Until       uint32
+			PacketsSeen uint64
+			Bytes       uint64
+		}
 	}
 }
 
 type FastpathFast6Bucket struct {
 	_   structs.HostLayout
-	Way [2]struct {
+	Way [4]struct {
 		_   structs.HostLayout
 		Src struct {
 			_    structs.HostLayout
@@ -130,17 +133,20 @@ type FastpathFast6Bucket struct {
 			_    structs.HostLayout
 			Word [4]uint32
 		}
-		NewPorts    uint32
-		Ack         uint32
-		Pad         uint16
-		L4Diff      uint16
-		Hop         uint16
-		Pin         uint16
-		Generation  uint32
-		Until       uint32
-		PacketsSeen uint64
-		Bytes       uint64
-		Pad2        [2]uint64
+		Fate struct {
+			_           structs.HostLayout
+			NewPorts    uint32
+			Ack         uint32
+			L3Diff      uint16
+			L4Diff      uint16
+			Hop         uint16
+			Pin         uint16
+			Generation  uint32
+			Until       uint32
+			PacketsSeen uint64
+			Bytes       uint64
+		}
+		Pad [2]uint64
 	}
 }
 
