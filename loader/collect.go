@@ -17,8 +17,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"vippin/loader/conntrack"
+	"vippin/policy"
 )
 
 // The rhythm of removal.
@@ -69,6 +71,30 @@ func newCollector(d *Dataplane, log *slog.Logger) (*collector, error) {
 	return &collector{d: d, log: log, conn: conn, dying: make(map[doomed]death)}, nil
 }
 
+// Ends is who hears of the ends of flows. The functions must not wait: the kernel
+// loses events that nobody takes.
+type Ends struct {
+	// Ended is told the original tuple, without its zone, of every TCP and UDP flow
+	// that conntrack has forgotten.
+	Ended func(policy.FlowKey)
+	Lost  func() // there may have been others
+}
+
+// TellEnds says who hears of the ends of flows from Collect, which must not run
+// yet.
+func (d *Dataplane) TellEnds(to Ends) { d.ends = to }
+
+func (e *Ends) tell(flow *conntrack.Flow) {
+	switch flow.Orig.Proto {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
+		if e.Ended != nil {
+			e.Ended(policy.FlowKey{
+				Src: policy.MakeEnd(flow.Orig.Source()), Dst: policy.MakeEnd(flow.Orig.Destination()), Proto: flow.Orig.Proto,
+			})
+		}
+	}
+}
+
 // Collect removes mappings after their flows, until ctx ends; then it returns
 // nil. It follows conntrack's destroy events and compares with the whole table
 // at the start, when events were lost, and every few minutes. It sees to it that
@@ -94,8 +120,12 @@ func (d *Dataplane) Collect(ctx context.Context, log *slog.Logger) error {
 		return listener.Receive(ctx, func(event conntrack.Event) error {
 			switch event.Type {
 			case conntrack.Destroy:
+				d.ends.tell(event.Flow)
 				return c.destroyed(event.Flow)
 			case conntrack.Overrun:
+				if d.ends.Lost != nil {
+					d.ends.Lost()
+				}
 				select {
 				case overrun <- struct{}{}:
 				default: // a dump is due already

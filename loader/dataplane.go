@@ -93,6 +93,8 @@ type Dataplane struct {
 	ingress *ebpf.Program // nil after Open
 	ack     *ebpf.Program // nil after Open
 
+	ends Ends // of flows, told by Collect
+
 	tableMu sync.Mutex
 	table   *markTable // as Apply put it into force; nil: it did not
 	tableAt uint32     // nf_tables' generation in which it was last seen unharmed
