@@ -40,7 +40,8 @@ static __always_inline void count_pin(__u32 pin, enum pin_counter counter)
 		(*packets)++;
 }
 
-static __noinline int count_vrrp(enum vrrp_counter counter)
+/* Unused in the fast path's object. */
+static __noinline __attribute__((unused)) int count_vrrp(enum vrrp_counter counter)
 {
 	__u32 index = counter;
 	__u64 *packets = bpf_map_lookup_elem(&vrrp_counters, &index);

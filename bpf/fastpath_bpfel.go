@@ -95,19 +95,7 @@ type FastpathFast4Bucket struct {
 		Ports    uint32
 		Place    uint32
 		NewAddrs uint64
-		Fate     struct {
-			_           structs.HostLayout
-			NewPorts    uint32
-			Ack         uint32
-			L3Diff      uint16
-			L4Diff      uint16
-			Hop         uint16
-			Pin         uint16
-			Generation  uint32
-			Until       uint32
-			PacketsSeen uint64
-			Bytes       uint64
-		}
+		Fate     FastpathFastFate
 	}
 }
 
@@ -133,20 +121,8 @@ type FastpathFast6Bucket struct {
 			_    structs.HostLayout
 			Word [4]uint32
 		}
-		Fate struct {
-			_           structs.HostLayout
-			NewPorts    uint32
-			Ack         uint32
-			L3Diff      uint16
-			L4Diff      uint16
-			Hop         uint16
-			Pin         uint16
-			Generation  uint32
-			Until       uint32
-			PacketsSeen uint64
-			Bytes       uint64
-		}
-		Pad [2]uint64
+		Fate FastpathFastFate
+		Pad  [2]uint64
 	}
 }
 
@@ -203,6 +179,20 @@ const (
 	FastpathFastExitFAST_NOT_LEARNT FastpathFastExit = 18
 	FastpathFastExitFAST_EXITS      FastpathFastExit = 19
 )
+
+type FastpathFastFate struct {
+	_           structs.HostLayout
+	NewPorts    uint32
+	Ack         uint32
+	L3Diff      uint16
+	L4Diff      uint16
+	Hop         uint16
+	Pin         uint16
+	Generation  uint32
+	Until       uint32
+	PacketsSeen uint64
+	Bytes       uint64
+}
 
 type FastpathFastHop struct {
 	_          structs.HostLayout
