@@ -45,7 +45,7 @@ type hook struct {
 // find its way back.
 var (
 	ingressHook = hook{"ingress", ebpf.AttachTCXIngress, link.Head, netlink.HANDLE_MIN_INGRESS, 1, +1}
-	egressHook  = hook{"egress", ebpf.AttachTCXEgress, link.Tail, netlink.HANDLE_MIN_EGRESS, 0xffff, -1}
+	egressHook  = hook{"egress", ebpf.AttachTCXEgress, link.Tail, netlink.HANDLE_MIN_EGRESS, 0xfffe, -1} // learnHook is last
 	hooks       = []hook{ingressHook, egressHook}
 )
 
@@ -150,7 +150,10 @@ func (d *Dataplane) attachHook(ifindex int, h hook) error {
 // openLink opens the pinned link of a hook. nil: there is none, or it is on
 // another device than the one that has this number now, and was removed.
 func (d *Dataplane) openLink(ifindex int, h hook) (link.Link, error) {
-	path := d.linkPath(ifindex, h)
+	return d.openLinkAt(d.linkPath(ifindex, h), ifindex, h)
+}
+
+func (d *Dataplane) openLinkAt(path string, ifindex int, h hook) (link.Link, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

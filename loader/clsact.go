@@ -55,6 +55,11 @@ func (d *Dataplane) attachFilter(ifindex int, h hook) error {
 	if err := setMark(d.filterMark(ifindex)); err != nil {
 		return err
 	}
+	return putFilter(ifindex, h, d.program(h))
+}
+
+// putFilter makes a filter of ours, or replaces its program.
+func putFilter(ifindex int, h hook, program *ebpf.Program) error {
 	filter, err := findFilter(ifindex, h)
 	if err != nil {
 		return err
@@ -72,7 +77,25 @@ func (d *Dataplane) attachFilter(ifindex int, h hook) error {
 			Name: filterName(h), DirectAction: true,
 		}
 	}
-	return replaceFilter(filter, d.program(h))
+	return replaceFilter(filter, program)
+}
+
+// moveFilter gives a filter of ours the priority that its hook has now. In
+// between it is there twice, and the second one finds nothing to do.
+func (d *Dataplane) moveFilter(filter *netlink.BpfFilter, h hook) error {
+	priority, err := freePriority(filter.LinkIndex, h)
+	if err != nil {
+		return err
+	}
+	next := *filter
+	next.Priority, next.Id = priority, 0
+	if err := replaceFilter(&next, d.program(h)); err != nil {
+		return err
+	}
+	if err := netlink.FilterDel(filter); err != nil {
+		return fmt.Errorf("remove filter %s at its old priority: %w", filter.Name, err)
+	}
+	return nil
 }
 
 // ensureClsact makes the clsact queue discipline if the interface has none. An
@@ -209,7 +232,7 @@ func (d *Dataplane) detachFilter(ifindex int, h hook) error {
 	return d.releaseClsact(ifindex)
 }
 
-// releaseClsact clears up when both filters are gone. It removes the clsact
+// releaseClsact clears up when all filters of ours are gone. It removes the clsact
 // queue discipline if we made it and it is empty; with other people's filters
 // in it, it is theirs from now on.
 func (d *Dataplane) releaseClsact(ifindex int) error {
@@ -220,7 +243,7 @@ func (d *Dataplane) releaseClsact(ifindex int) error {
 			return err
 		}
 		for _, filter := range list {
-			if ours, ok := filter.(*netlink.BpfFilter); ok && ours.Name == filterName(h) {
+			if ours, ok := filter.(*netlink.BpfFilter); ok && (ours.Name == filterName(h) || ours.Name == filterName(learnHook)) {
 				return nil
 			}
 			foreign = true

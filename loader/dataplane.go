@@ -243,6 +243,9 @@ func (d *Dataplane) takeInto(o *object) error {
 			return err
 		}
 	}
+	if err := d.closeFastpath(); err != nil { // until somebody follows for it what changes
+		return err
+	}
 	if err := d.hold(bpf.DataplaneHold{}); err != nil { // an earlier daemon may have been killed holding
 		return err
 	}

@@ -5,6 +5,9 @@ package loader
 import (
 	"errors"
 	"log/slog"
+	"sync"
+
+	"github.com/cilium/ebpf"
 
 	"vippin/policy"
 )
@@ -18,42 +21,73 @@ type FastpathOptions struct {
 }
 
 // Fastpath is the XDP program, the tc program that teaches it, and their tables.
+// Its methods may be called from several goroutines, until Close.
 type Fastpath struct {
-	plane  *Dataplane
-	opts   FastpathOptions
-	maps   fastMaps
-	tables *fastTables
-}
+	plane   *Dataplane
+	opts    FastpathOptions
+	log     *slog.Logger
+	maps    fastMaps
+	tables  *fastTables
+	forward *ebpf.Program // XDP; nil after OpenFastpath
+	learn   *ebpf.Program // tc egress; nil after OpenFastpath
 
-// NewFastpath loads the fast path beside the dataplane, or takes over the tables
-// of an earlier start. It is closed, and attached to no device that was not
-// attached before. An *UnsupportedError names what the kernel lacks.
-func (d *Dataplane) NewFastpath(opts FastpathOptions) (*Fastpath, error) {
-	return &Fastpath{plane: d, opts: opts}, errors.New("not built yet")
+	mu      sync.Mutex // guards what follows, and Attach as a whole
+	named   []string   // as Attach was told last
+	numbers map[int]uint8
+	told    map[string]string // by interface, the last reason to refuse it that was logged
 }
 
 // Attach makes these interfaces, and no others, take the fast path; it is called
 // again whenever links change. What cannot be attached is told in the devices.
+// The interfaces are those of the network namespace of the calling thread.
 func (f *Fastpath) Attach(interfaces []string) ([]policy.FastpathDevice, error) {
-	return nil, nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.forward == nil {
+		return nil, errors.New("attach the fast path: its programs are not loaded here, only its maps are open")
+	}
+	unlock, err := lockDir(f.plane.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	f.named = interfaces
+	return f.attach()
 }
 
 // SetOpen lets packets take the fast path, or none.
-func (f *Fastpath) SetOpen(open bool) error { return nil }
+func (f *Fastpath) SetOpen(open bool) error {
+	f.tables.setOpen(open)
+	return nil
+}
 
 // Bump makes every flow take the stack again before it is learnt anew: something
 // changed that its packets' fate depends on.
-func (f *Fastpath) Bump() error { return nil }
-
-// State is what there is to show; also of a Dataplane that was only opened.
-func (f *Fastpath) State() (policy.FastpathState, error) { return policy.FastpathState{}, nil }
-
-// OpenFastpath opens the pinned tables of a fast path, for commands that work
-// without a daemon. ErrNotLoaded: there is none.
-func (d *Dataplane) OpenFastpath() (*Fastpath, error) { return nil, ErrNotLoaded }
+func (f *Fastpath) Bump() error {
+	f.tables.bump()
+	return nil
+}
 
 // Remove detaches everywhere and removes the tables.
-func (f *Fastpath) Remove() error { return nil }
+func (f *Fastpath) Remove() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tables.setOpen(false)
+	return f.plane.RemoveFastpath()
+}
 
 // Close closes the file descriptors. Everything pinned stays in force.
-func (f *Fastpath) Close() error { return nil }
+func (f *Fastpath) Close() error {
+	errs := []error{f.tables.close(), f.forward.Close(), f.learn.Close()}
+	for _, m := range f.maps.all() {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (m *fastMaps) all() []*ebpf.Map {
+	return []*ebpf.Map{
+		m.Fast4, m.Fast6, m.State, m.Devices, m.FarDevices, m.Places, m.Out,
+		m.Hops, m.HopNumbers, m.HopLast, m.Counters, m.Refusals, m.Asks,
+	}
+}

@@ -67,6 +67,9 @@ func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
 			return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
 		}
 	}
+	if err := d.removeFastpath(); err != nil { // nothing passes the programs by from here on
+		return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
+	}
 	if report, err = c.convert(); err != nil {
 		return report, errors.Join(fmt.Errorf("unload: %w", err), restore())
 	}

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"vippin/bpf"
+)
+
+const (
+	fastPrefix = "fast" // of the fast path's own maps' names
+	fastWays   = 2      // FAST_WAYS in bpf/fast_types.h: entries of a bucket
+	// The default of dataplane.max_flows.
+	defaultFlows = 262144
+	// The pace and the lease until somebody says what they are.
+	slowPace     = 4 * time.Second
+	defaultLease = 2 * time.Second
+)
+
+// fastBuckets is how many buckets a table of one family has: room for both
+// directions of every flow, a power of two.
+func fastBuckets(flows uint32) uint32 {
+	if flows == 0 {
+		flows = defaultFlows
+	}
+	entries := uint64(1) << bits.Len64(2*uint64(flows)-1)
+	return uint32(max(entries/fastWays, 1))
+}
+
+// NewFastpath loads the fast path beside the dataplane, or takes over the tables
+// of an earlier start. It is closed, and attached to no device that was not
+// attached before. An *UnsupportedError names what the kernel lacks.
+func (d *Dataplane) NewFastpath(opts FastpathOptions) (*Fastpath, error) {
+	f := d.newFastpath(opts)
+	if d.marks {
+		return nil, &UnsupportedError{"BTF (" + btfPath + "), which the fast path reads conntrack by", "take a kernel with CONFIG_DEBUG_INFO_BTF", nil}
+	}
+	if d.egress == nil {
+		return nil, errors.New("load the fast path: the dataplane is only opened")
+	}
+	unlock, err := lockDir(d.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := d.closeFastpath(); err != nil { // what is attached knows the old tables
+		return nil, err
+	}
+	if err := f.load(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (d *Dataplane) newFastpath(opts FastpathOptions) *Fastpath {
+	f := &Fastpath{plane: d, opts: opts, log: opts.Log, tables: &fastTables{},
+		numbers: make(map[int]uint8), told: make(map[string]string)}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	return f
+}
+
+// load makes the maps and programs, and puts them in the place of those of an
+// earlier start.
+func (f *Fastpath) load() error {
+	spec, err := bpf.LoadFastpath()
+	if err != nil {
+		return fmt.Errorf("read the built-in programs of the fast path: %w", err)
+	}
+	if err := f.prepare(spec); err != nil {
+		return err
+	}
+	kept, err := f.keptMaps(spec)
+	defer closeMaps(kept)
+	if err != nil {
+		return err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept})
+	if err != nil {
+		return explainFastpath(err, f.log)
+	}
+	defer coll.Close()
+	var objects struct {
+		fastMaps
+		Forward *ebpf.Program `ebpf:"vippin_fastpath"`
+		Learn   *ebpf.Program `ebpf:"vippin_learn"`
+	}
+	fresh := make(map[string]*ebpf.Map)
+	for name, m := range coll.Maps {
+		if fastPinned(name) && kept[name] == nil {
+			fresh[name] = m
+		}
+	}
+	if err := coll.Assign(&objects); err != nil {
+		return fmt.Errorf("sort out maps and programs of the fast path: %w", err)
+	}
+	f.maps, f.forward, f.learn = objects.fastMaps, objects.Forward, objects.Learn
+	for name, m := range fresh {
+		if err := pinAside(m, filepath.Join(f.plane.dir, name)); err != nil {
+			return err
+		}
+	}
+	if err := f.begin(); err != nil {
+		return err
+	}
+	return f.replacePrograms()
+}
+
+// prepare sizes the tables, and leaves out the dataplane's maps that the fast
+// path has no use for.
+func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
+	used := make(map[string]bool)
+	for _, program := range spec.Programs {
+		for _, instruction := range program.Instructions {
+			if instruction.IsLoadFromMap() {
+				used[instruction.Reference()] = true
+			}
+		}
+	}
+	for name := range spec.Maps {
+		if !used[name] && !strings.HasPrefix(name, fastPrefix) && name[0] != '.' {
+			delete(spec.Maps, name)
+		}
+	}
+	buckets := fastBuckets(f.opts.Flows)
+	for name, mask := range map[string]string{bpf.FastpathMapFast4: "fast4_mask", bpf.FastpathMapFast6: "fast6_mask"} {
+		spec.Maps[name].MaxEntries = buckets
+		if err := spec.Variables[mask].Set(buckets - 1); err != nil {
+			return fmt.Errorf("tell the fast path the size of table %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// fastPinned tells whether a map is one of fastMaps.
+func fastPinned(name string) bool {
+	switch name {
+	case bpf.FastpathMapFastNotes, bpf.FastpathMapFastEager, bpf.FastpathMapFastWatch, bpf.FastpathMapFastAsking:
+		return false
+	}
+	return strings.HasPrefix(name, fastPrefix)
+}
+
+// keptMaps opens the dataplane's maps, and the fast path's own that an earlier
+// start left. Those are kept all together or not at all: they speak of each
+// other, and what is in them is soon learnt anew.
+func (f *Fastpath) keptMaps(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	kept := make(map[string]*ebpf.Map)
+	own := make(map[string]*ebpf.Map)
+	suits := true
+	for name, want := range spec.Maps {
+		shared := pinned(name) && !strings.HasPrefix(name, fastPrefix)
+		want.Pinning = ebpf.PinNone
+		if !shared && !fastPinned(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(f.plane.dir, name), nil)
+		if !shared && errors.Is(err, fs.ErrNotExist) {
+			suits = false
+			continue
+		}
+		if err != nil {
+			closeMaps(own)
+			return kept, fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		if shared {
+			if flowMaps[name] {
+				want.MaxEntries = m.MaxEntries()
+			}
+			kept[name] = m
+			continue
+		}
+		own[name] = m
+		if err := want.Compatible(m); err != nil {
+			f.log.Info("the fast path's tables start anew", "because of", name, "why", err)
+			suits = false
+		}
+	}
+	if !suits {
+		closeMaps(own)
+		return kept, nil
+	}
+	for name, m := range own {
+		kept[name] = m
+	}
+	return kept, nil
+}
+
+// begin writes what the programs go by, closed.
+func (f *Fastpath) begin() error {
+	var state bpf.FastpathFastState
+	if err := f.maps.State.Lookup(uint32(0), &state); err != nil {
+		return fmt.Errorf("read the state of the fast path: %w", err)
+	}
+	settings, err := f.plane.settings()
+	if err != nil {
+		return err
+	}
+	if state.Secret == 0 {
+		var octets [8]byte
+		_, _ = rand.Read(octets[:]) // it never fails
+		state.Secret = binary.NativeEndian.Uint64(octets[:]) | 1
+	}
+	state.Generation, state.All = 0, 0
+	if f.opts.All {
+		state.All = 1
+	}
+	state.PaceNs = uint64(slowPace)
+	if state.LeaseNs = settings.LeaseNs; state.LeaseNs == 0 {
+		state.LeaseNs = uint64(defaultLease)
+	}
+	if err := f.maps.State.Put(uint32(0), state); err != nil {
+		return fmt.Errorf("write the state of the fast path: %w", err)
+	}
+	if f.numbers, err = f.readNumbers(); err != nil {
+		return err
+	}
+	if err := f.clearDevices(); err != nil {
+		return err
+	}
+	f.tables, err = mapFastTables(&f.maps)
+	return err
+}
+
+// clearDevices takes all devices off the fast path until Attach puts them there:
+// their numbers in this network namespace may be others' by now.
+func (f *Fastpath) clearDevices() error {
+	far, err := readMap[uint32, fastDeviceValue](f.maps.FarDevices)
+	if err != nil {
+		return err
+	}
+	for ifindex := range far {
+		if err := f.putDevice(int(ifindex), fastDeviceValue{}); err != nil {
+			return err
+		}
+	}
+	near, err := readMap[uint32, fastDeviceValue](f.maps.Devices)
+	if err != nil {
+		return err
+	}
+	for ifindex, device := range near {
+		if device == (fastDeviceValue{}) {
+			continue
+		}
+		if err := f.putDevice(int(ifindex), fastDeviceValue{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeFastpath makes packets take the stack, whichever version's fast path is
+// pinned: nobody follows for it what changes.
+func (d *Dataplane) closeFastpath() error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, bpf.FastpathMapFastState), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the state of the fast path: %w", err)
+	}
+	defer func() { _ = m.Close() }()
+	value := make([]byte, m.ValueSize())
+	err = m.Lookup(uint32(0), &value)
+	if err == nil {
+		clear(value[:4]) // the generation
+		err = m.Put(uint32(0), value)
+	}
+	if err != nil {
+		return fmt.Errorf("close the fast path: %w", err)
+	}
+	return nil
+}
+
+// explainFastpath says what a kernel lacks that refuses the fast path's programs:
+// the dataplane's own were taken.
+func explainFastpath(err error, log *slog.Logger) error {
+	err = explainLoad(err, runningKernel(), log)
+	if errors.As(err, new(*UnsupportedError)) {
+		return err
+	}
+	return &UnsupportedError{"something that the fast path's programs need", "go on without it, or take Linux 6.1 or later with BTF; \"-v debug\" logs what the verifier says", err}
+}
+
+// OpenFastpath opens the pinned tables of a fast path, for commands that work
+// without a daemon. ErrNotLoaded: there is none.
+func (d *Dataplane) OpenFastpath() (*Fastpath, error) {
+	f := d.newFastpath(FastpathOptions{})
+	spec, err := bpf.LoadFastpath()
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in programs of the fast path: %w", err)
+	}
+	coll := &ebpf.Collection{Maps: make(map[string]*ebpf.Map)}
+	defer coll.Close()
+	for name, want := range spec.Maps {
+		if !fastPinned(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("open map %s in %s: %w", name, d.dir, d.missingFastpath())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		coll.Maps[name] = m
+		if name == bpf.FastpathMapFast4 || name == bpf.FastpathMapFast6 {
+			want.MaxEntries = m.MaxEntries()
+		}
+		if err := want.Compatible(m); err != nil {
+			return nil, fmt.Errorf("open map %s in %s: another version's fast path is loaded: %v", name, d.dir, err)
+		}
+	}
+	if err := coll.Assign(&f.maps); err != nil {
+		return nil, fmt.Errorf("sort out maps of the fast path: %w", err)
+	}
+	f.tables, err = mapFastTables(&f.maps)
+	if err == nil {
+		f.numbers, err = f.readNumbers()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// missingFastpath says why a pinned map is not there.
+func (d *Dataplane) missingFastpath() error {
+	if _, err := os.Stat(filepath.Join(d.dir, bpf.FastpathMapFastState)); err == nil {
+		return errors.New("another version's fast path is loaded")
+	}
+	return ErrNotLoaded
+}
+
+// unpinFastpath removes its maps' names: with the programs gone, and whoever has
+// them open, their memory is free.
+func (d *Dataplane) unpinFastpath() error {
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return fmt.Errorf("unpin: %w", err)
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), fastPrefix) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(d.dir, entry.Name())); err != nil {
+			return fmt.Errorf("unpin: %w", err)
+		}
+	}
+	return nil
+}
