@@ -59,16 +59,20 @@ struct fast6 {
 	__u64 pad[2]; /* a power of two */
 };
 
+/* What Go is to call them: a map has the other name. */
+typedef struct fast4 fast4_entry;
+typedef struct fast6 fast6_entry;
+
 #define FAST_PIN 0x0fff
 #define FAST_RETURNED 0x8000 /* in pin: counted as PIN_RETURNED, else as PIN_PINNED */
 
 /* Aligned to cache lines, since an array that can be mapped begins on a page. */
 struct fast4_bucket {
-	struct fast4 way[FAST_WAYS];
+	fast4_entry way[FAST_WAYS];
 };
 
 struct fast6_bucket {
-	struct fast6 way[FAST_WAYS];
+	fast6_entry way[FAST_WAYS];
 };
 
 /* fast_state[0], written by user space. */

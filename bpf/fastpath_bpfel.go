@@ -89,41 +89,45 @@ type FastpathBinding struct {
 
 type FastpathFast4Bucket struct {
 	_   structs.HostLayout
-	Way [4]struct {
-		_        structs.HostLayout
-		Addrs    uint64
-		Ports    uint32
-		Place    uint32
-		NewAddrs uint64
-		Fate     FastpathFastFate
-	}
+	Way [4]FastpathFast4Entry
+}
+
+type FastpathFast4Entry struct {
+	_        structs.HostLayout
+	Addrs    uint64
+	Ports    uint32
+	Place    uint32
+	NewAddrs uint64
+	Fate     FastpathFastFate
 }
 
 type FastpathFast6Bucket struct {
 	_   structs.HostLayout
-	Way [4]struct {
-		_   structs.HostLayout
-		Src struct {
-			_    structs.HostLayout
-			Word [4]uint32
-		}
-		Dst struct {
-			_    structs.HostLayout
-			Word [4]uint32
-		}
-		Ports  uint32
-		Place  uint32
-		NewSrc struct {
-			_    structs.HostLayout
-			Word [4]uint32
-		}
-		NewDst struct {
-			_    structs.HostLayout
-			Word [4]uint32
-		}
-		Fate FastpathFastFate
-		Pad  [2]uint64
+	Way [4]FastpathFast6Entry
+}
+
+type FastpathFast6Entry struct {
+	_   structs.HostLayout
+	Src struct {
+		_    structs.HostLayout
+		Word [4]uint32
 	}
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Ports  uint32
+	Place  uint32
+	NewSrc struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	NewDst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Fate FastpathFastFate
+	Pad  [2]uint64
 }
 
 type FastpathFastAsk struct {

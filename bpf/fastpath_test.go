@@ -372,10 +372,10 @@ func sumIPv4(ip []byte) {
 
 // An entry of IPv4 is one cache line, one of IPv6 two, and buckets are whole ones.
 func TestFastSizes(t *testing.T) {
-	if n := unsafe.Sizeof(FastpathFast4Bucket{}.Way[0]); n != 64 {
+	if n := unsafe.Sizeof(FastpathFast4Entry{}); n != 64 {
 		t.Errorf("struct fast4 has %d octets, want 64", n)
 	}
-	if n := unsafe.Sizeof(FastpathFast6Bucket{}.Way[0]); n != 128 {
+	if n := unsafe.Sizeof(FastpathFast6Entry{}); n != 128 {
 		t.Errorf("struct fast6 has %d octets, want 128", n)
 	}
 }
