@@ -23,6 +23,8 @@
 
 struct sk_buff {
 	unsigned long _nfct;
+	unsigned long _skb_refdst;
+	__u8 active_extensions;
 	__u8 ip_summed : 2;
 };
 
@@ -31,14 +33,23 @@ union nf_inet_addr {
 	__be32 ip;
 };
 
+union nf_conntrack_man_proto {
+	__be16 all;
+};
+
 struct nf_conntrack_man {
 	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
 };
 
 struct nf_conntrack_tuple {
 	struct nf_conntrack_man src;
 	struct {
 		union nf_inet_addr u3;
+		union {
+			__be16 all;
+		} u;
+		__u8 protonum;
 	} dst;
 };
 
@@ -54,10 +65,31 @@ struct nf_conn_nat {
 	int masq_index;
 };
 
+struct nf_conntrack_zone {
+	__u16 id;
+};
+
+struct ip_ct_tcp_state {
+	__u32 td_maxack;
+	__u8 flags;
+};
+
+struct ip_ct_tcp {
+	struct ip_ct_tcp_state seen[2];
+	__u8 state;
+};
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+};
+
 struct nf_conn {
+	__u32 timeout;
+	struct nf_conntrack_zone zone;
 	struct nf_conntrack_tuple_hash tuplehash[2];
 	unsigned long status;
 	struct nf_ct_ext *ext;
+	union nf_conntrack_proto proto;
 };
 
 #pragma clang attribute pop
@@ -103,16 +135,32 @@ static __always_inline int masqueraded_on(struct nf_conn *entry)
 	return ifindex;
 }
 
+/* The context of a tc program is the sk_buff itself. */
+#define READ_SKB(skb, field)                                                                                 \
+	({                                                                                                   \
+		typeof(((struct sk_buff *)0)->field) value = 0;                                              \
+                                                                                                             \
+		if (bpf_cast_to_kern_ctx)                                                                    \
+			value = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->field;                        \
+		else                                                                                         \
+			bpf_probe_read_kernel(&value, sizeof(value),                                         \
+					      (void *)(skb) + bpf_core_field_offset(struct sk_buff, field)); \
+		value;                                                                                       \
+	})
+
 static __always_inline unsigned long read_nfct(struct __sk_buff *skb)
 {
-	unsigned long nfct = 0;
+	return READ_SKB(skb, _nfct);
+}
 
-	if (bpf_cast_to_kern_ctx)
-		return ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->_nfct;
-	/* The context of a tc program is the sk_buff itself. */
-	bpf_probe_read_kernel(&nfct, sizeof(nfct),
-			      (void *)skb + bpf_core_field_offset(struct sk_buff, _nfct));
-	return nfct;
+/* Copies a whole entry: one call for all that is read of it. NULL: there is no room. */
+static __always_inline struct nf_conn *copy_conntrack(unsigned long nfct, void *room, __u32 size)
+{
+	__u32 need = bpf_core_type_size(struct nf_conn);
+
+	if (need > size || bpf_probe_read_kernel(room, need, (void *)(nfct & ~CTINFO_MASK)))
+		return NULL;
+	return room;
 }
 
 /* False: the packet carries no conntrack entry (untracked, or none at all). */

@@ -9,6 +9,7 @@
 
 const volatile __u32 fast4_mask; /* loader: buckets - 1 */
 const volatile __u32 fast6_mask;
+const volatile __u32 tick_ns = 10000000; /* loader: of jiffies64, clock_getres(CLOCK_MONOTONIC_COARSE) */
 
 /* As bpf/shortcut.h's: the last word in is mixed once more. */
 static __always_inline __u64 fast_mix(__u64 h, __u64 word)

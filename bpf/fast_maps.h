@@ -148,11 +148,3 @@ struct {
 	__uint(max_entries, 1 << 18);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } fast_asks SEC(".maps");
-
-/* Room to work in, never read across packets. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct fast_ask);
-} fast_asking SEC(".maps");

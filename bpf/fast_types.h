@@ -64,6 +64,7 @@ typedef struct fast4 fast4_entry;
 typedef struct fast6 fast6_entry;
 
 #define FAST_PIN 0x0fff
+#define FAST_WRITING 0xffffffff /* in generation: a CPU is writing the entry */
 #define FAST_RETURNED 0x8000 /* in pin: counted as PIN_RETURNED, else as PIN_PINNED */
 
 /* Aligned to cache lines, since an array that can be mapped begins on a page. */
@@ -160,13 +161,13 @@ enum fast_refusal {
 	REFUSED_GENERATION, /* something changed while it was under way, or a moment ago */
 	REFUSED_NO_CONNTRACK,
 	REFUSED_NOT_ESTABLISHED,
-	REFUSED_HELPER, /* conntrack helper, expected, sequence numbers adjusted, offloaded */
+	REFUSED_HELPER, /* conntrack helper, expected, sequence numbers adjusted, offloaded, in a zone */
 	REFUSED_NOT_LIBERAL, /* TCP: user space has been asked */
 	REFUSED_NOT_PINNED, /* no mapping, and not all flows are wanted */
 	REFUSED_NOT_ACKED, /* strict: the peer does not have it */
-	REFUSED_CHANGED, /* addresses, TTL or traffic class are not what conntrack and routing alone make */
+	REFUSED_CHANGED, /* addresses, TTL, traffic class or way are not what conntrack and routing alone make */
 	REFUSED_PACKET, /* fragment, options, TCP flags */
-	REFUSED_FULL, /* no hop number left */
+	REFUSED_FULL, /* no hop number left; or another CPU was just writing there */
 	REFUSALS,
 };
 

@@ -324,6 +324,102 @@ type FastpathIface struct {
 	Pad     uint8
 }
 
+type FastpathLearning struct {
+	_   structs.HostLayout
+	Pkt struct {
+		_    structs.HostLayout
+		Ends struct {
+			_   structs.HostLayout
+			Src struct {
+				_    structs.HostLayout
+				Word [4]uint32
+			}
+			Dst struct {
+				_    structs.HostLayout
+				Word [4]uint32
+			}
+			Sport uint16
+			Dport uint16
+		}
+		Hop      FastpathFastHop
+		Place    uint32
+		Seq      uint32
+		Ack      uint32
+		Proto    uint8
+		Ttl      uint8
+		Tos      uint8
+		TcpFlags uint8
+		Ipv6     bool
+		Pad      [3]uint8
+	}
+	Lesson struct {
+		_      structs.HostLayout
+		Before struct {
+			_   structs.HostLayout
+			Src struct {
+				_    structs.HostLayout
+				Word [4]uint32
+			}
+			Dst struct {
+				_    structs.HostLayout
+				Word [4]uint32
+			}
+			Sport uint16
+			Dport uint16
+		}
+		After struct {
+			_   structs.HostLayout
+			Src struct {
+				_    structs.HostLayout
+				Word [4]uint32
+			}
+			Dst struct {
+				_    structs.HostLayout
+				Word [4]uint32
+			}
+			Sport uint16
+			Dport uint16
+		}
+		Digest uint64
+		Place  uint32
+		_      [4]byte
+		Fate   FastpathFastFate
+	}
+	Original struct {
+		_   structs.HostLayout
+		Src struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Dst struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Sport uint16
+		Dport uint16
+	}
+	Answers struct {
+		_   structs.HostLayout
+		Src struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Dst struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+		Sport uint16
+		Dport uint16
+	}
+	Key        FastpathFlowKey
+	Ask        FastpathFastAsk
+	Generation uint32
+	Now        uint32
+	Reply      bool
+	_          [3]byte
+	Conntrack  [64]uint64
+}
+
 type FastpathLocalEnd struct {
 	_    structs.HostLayout
 	Addr struct {
@@ -523,7 +619,6 @@ const (
 	FastpathMapEpoch           = "epoch"
 	FastpathMapFast4           = "fast4"
 	FastpathMapFast6           = "fast6"
-	FastpathMapFastAsking      = "fast_asking"
 	FastpathMapFastAsks        = "fast_asks"
 	FastpathMapFastCounters    = "fast_counters"
 	FastpathMapFastDevices     = "fast_devices"
@@ -532,6 +627,7 @@ const (
 	FastpathMapFastHopLast     = "fast_hop_last"
 	FastpathMapFastHopNumbers  = "fast_hop_numbers"
 	FastpathMapFastHops        = "fast_hops"
+	FastpathMapFastLearning    = "fast_learning"
 	FastpathMapFastNotes       = "fast_notes"
 	FastpathMapFastOut         = "fast_out"
 	FastpathMapFastPlaces      = "fast_places"
@@ -564,6 +660,7 @@ const (
 	FastpathProgVippinLearn    = "vippin_learn"
 	FastpathVarFast4Mask       = "fast4_mask"
 	FastpathVarFast6Mask       = "fast6_mask"
+	FastpathVarTickNs          = "tick_ns"
 )
 
 // LoadFastpath returns the embedded CollectionSpec for Fastpath.
@@ -625,7 +722,6 @@ type FastpathMapSpecs struct {
 	Epoch          *ebpf.MapSpec `ebpf:"epoch"`
 	Fast4          *ebpf.MapSpec `ebpf:"fast4"`
 	Fast6          *ebpf.MapSpec `ebpf:"fast6"`
-	FastAsking     *ebpf.MapSpec `ebpf:"fast_asking"`
 	FastAsks       *ebpf.MapSpec `ebpf:"fast_asks"`
 	FastCounters   *ebpf.MapSpec `ebpf:"fast_counters"`
 	FastDevices    *ebpf.MapSpec `ebpf:"fast_devices"`
@@ -634,6 +730,7 @@ type FastpathMapSpecs struct {
 	FastHopLast    *ebpf.MapSpec `ebpf:"fast_hop_last"`
 	FastHopNumbers *ebpf.MapSpec `ebpf:"fast_hop_numbers"`
 	FastHops       *ebpf.MapSpec `ebpf:"fast_hops"`
+	FastLearning   *ebpf.MapSpec `ebpf:"fast_learning"`
 	FastNotes      *ebpf.MapSpec `ebpf:"fast_notes"`
 	FastOut        *ebpf.MapSpec `ebpf:"fast_out"`
 	FastPlaces     *ebpf.MapSpec `ebpf:"fast_places"`
@@ -670,6 +767,7 @@ type FastpathMapSpecs struct {
 type FastpathVariableSpecs struct {
 	Fast4Mask *ebpf.VariableSpec `ebpf:"fast4_mask"`
 	Fast6Mask *ebpf.VariableSpec `ebpf:"fast6_mask"`
+	TickNs    *ebpf.VariableSpec `ebpf:"tick_ns"`
 }
 
 // FastpathObjects contains all objects after they have been loaded into the kernel.
@@ -701,7 +799,6 @@ type FastpathMaps struct {
 	Epoch          *ebpf.Map `ebpf:"epoch"`
 	Fast4          *ebpf.Map `ebpf:"fast4"`
 	Fast6          *ebpf.Map `ebpf:"fast6"`
-	FastAsking     *ebpf.Map `ebpf:"fast_asking"`
 	FastAsks       *ebpf.Map `ebpf:"fast_asks"`
 	FastCounters   *ebpf.Map `ebpf:"fast_counters"`
 	FastDevices    *ebpf.Map `ebpf:"fast_devices"`
@@ -710,6 +807,7 @@ type FastpathMaps struct {
 	FastHopLast    *ebpf.Map `ebpf:"fast_hop_last"`
 	FastHopNumbers *ebpf.Map `ebpf:"fast_hop_numbers"`
 	FastHops       *ebpf.Map `ebpf:"fast_hops"`
+	FastLearning   *ebpf.Map `ebpf:"fast_learning"`
 	FastNotes      *ebpf.Map `ebpf:"fast_notes"`
 	FastOut        *ebpf.Map `ebpf:"fast_out"`
 	FastPlaces     *ebpf.Map `ebpf:"fast_places"`
@@ -751,7 +849,6 @@ func (m *FastpathMaps) Close() error {
 		m.Epoch,
 		m.Fast4,
 		m.Fast6,
-		m.FastAsking,
 		m.FastAsks,
 		m.FastCounters,
 		m.FastDevices,
@@ -760,6 +857,7 @@ func (m *FastpathMaps) Close() error {
 		m.FastHopLast,
 		m.FastHopNumbers,
 		m.FastHops,
+		m.FastLearning,
 		m.FastNotes,
 		m.FastOut,
 		m.FastPlaces,
@@ -797,6 +895,7 @@ func (m *FastpathMaps) Close() error {
 type FastpathVariables struct {
 	Fast4Mask *ebpf.Variable `ebpf:"fast4_mask"`
 	Fast6Mask *ebpf.Variable `ebpf:"fast6_mask"`
+	TickNs    *ebpf.Variable `ebpf:"tick_ns"`
 }
 
 // FastpathPrograms contains all programs after they have been loaded into the kernel.

@@ -1,14 +1,47 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Learning: a packet that the stack has let through shows what becomes of its
  * flow. It is compared with what XDP noted when it came in and with what
- * conntrack says; what explains itself by these alone is entered.
+ * conntrack says; what explains itself by these, by our mapping and by routing
+ * alone is entered. Whatever does not, stays on the stack.
  */
 #pragma once
 
 #include "conntrack.h"
 #include "fast_key.h"
+#include "learn_entry.h"
+#include "leaving.h"
 #include "maps.h"
-#include "parse.h"
+#include "route.h"
+
+#define SECOND_NS 1000000000U
+#define QUIET_NS 10000000 /* after a change of generation packets are under way that the old rules judged */
+#define EAGER_PACKETS 16 /* a TCP flow through the stack before it is worth being made liberal */
+#define FAR (1U << 30) /* in TCP's sequence space */
+
+/* include/uapi/linux/netfilter/nf_conntrack_tcp.h */
+#define TCP_CONNTRACK_ESTABLISHED 3
+#define TCP_BE_LIBERAL 0x08
+#define TCP_MAXACK_SET 0x20
+
+struct learning {
+	struct leaving pkt;
+	struct lesson lesson;
+	struct ends original; /* as conntrack has it */
+	struct ends answers; /* as they come in from the wire */
+	struct flow_key key;
+	struct fast_ask ask;
+	__u32 generation;
+	__u32 now; /* tick */
+	_Bool reply;
+	__u64 conntrack[64];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct learning);
+} fast_learning SEC(".maps");
 
 static __always_inline void count_refusal(enum fast_refusal refusal)
 {
@@ -18,17 +51,311 @@ static __always_inline void count_refusal(enum fast_refusal refusal)
 		(*packets)++;
 }
 
-static __always_inline void ask_for(struct fast_ask *ask)
+/* The key space of the interface that the flow's own direction leaves by; 0: no
+ * flow there has a mapping.
+ */
+static __always_inline __u32 slot_of(__u32 ifindex)
 {
+	struct iface *iface = bpf_map_lookup_elem(&near_ifaces, &ifindex);
+
+	if (!iface || !iface->known)
+		iface = bpf_map_lookup_elem(&ifaces, &ifindex);
+	return iface ? iface->slot : 0;
+}
+
+/* Is conntrack done with the flow, but for translating it? */
+static __always_inline enum fast_refusal judge_conntrack(const struct learning *l, const struct nf_conn *ct)
+{
+	const unsigned long special =
+		IPS_EXPECTED | IPS_SEQ_ADJUST | IPS_HELPER | IPS_OFFLOAD | IPS_HW_OFFLOAD;
+	const unsigned long alive = IPS_CONFIRMED | IPS_SEEN_REPLY;
+
+	if (ct->tuplehash[TUPLE_ORIGINAL].tuple.dst.protonum != l->pkt.proto)
+		return REFUSED_NO_CONNTRACK;
+	if (ct->status & special)
+		return REFUSED_HELPER;
+	if (bpf_core_field_exists(ct->zone) && ct->zone.id)
+		return REFUSED_HELPER; /* another zone may have the same tuple */
+	if ((ct->status & (alive | IPS_DYING)) != alive)
+		return REFUSED_NOT_ESTABLISHED;
+	if (l->pkt.proto == IPPROTO_TCP && ct->proto.tcp.state != TCP_CONNTRACK_ESTABLISHED)
+		return REFUSED_NOT_ESTABLISHED;
+	return LEARNABLE;
+}
+
+static __always_inline void read_tuple(const struct nf_conntrack_tuple *tuple, bool ipv6, struct ends *ends)
+{
+	ends->src = addr_from_conntrack(&tuple->src.u3, ipv6);
+	ends->dst = addr_from_conntrack(&tuple->dst.u3, ipv6);
+	ends->sport = tuple->src.u.all;
+	ends->dport = tuple->dst.u.all;
+}
+
+static __always_inline bool ends_equal(const struct ends *a, const struct ends *b)
+{
+	return addr_equal(&a->src, &b->src) && addr_equal(&a->dst, &b->dst) && a->sport == b->sport &&
+	       a->dport == b->dport;
+}
+
+static __always_inline void turn(const struct ends *from, struct ends *to)
+{
+	to->src = from->dst;
+	to->dst = from->src;
+	to->sport = from->dport;
+	to->dport = from->sport;
+}
+
+/* In strict mode only what the peer has survives this router. key is of by_local. */
+static __always_inline bool is_acknowledged(struct flow_key *key, const struct public_end *end)
+{
+	__u32 zero = 0;
+	struct hold *h = bpf_map_lookup_elem(&hold, &zero);
+	struct local_end *local;
+
+	if (!h || !h->since_ns || end->flags & MAPPING_ACKED)
+		return true;
+	key->self = end->addr;
+	key->self_port = end->port;
+	local = bpf_map_lookup_elem(&by_public, key);
+	return local && local->born_ns < h->since_ns;
+}
+
+/* A mapping puts another end on the wire than conntrack knows. */
+static __always_inline enum fast_refusal apply_mapping(struct learning *l, __u32 slot, bool all)
+{
+	struct ends *answers = &l->answers;
+	struct flow_key *key = &l->key;
+	struct public_end *end;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->slot = slot;
+	key->proto = l->pkt.proto;
+	key->self = answers->dst;
+	key->remote = answers->src;
+	key->self_port = answers->dport;
+	key->remote_port = answers->sport;
+	end = slot ? bpf_map_lookup_elem(&by_local, key) : NULL;
+	l->lesson.fate.pin = 0;
+	if (!end)
+		return all ? LEARNABLE : REFUSED_NOT_PINNED;
+	l->lesson.fate.pin = (end->pin & FAST_PIN) | (l->reply ? FAST_RETURNED : 0);
+	answers->dst = end->addr;
+	answers->dport = end->port;
+	return is_acknowledged(key, end) ? LEARNABLE : REFUSED_NOT_ACKED;
+}
+
+/* What the packet looked like when it came in, and what it should look like now. */
+static __always_inline enum fast_refusal explain(struct __sk_buff *skb, const struct fast_state *state,
+						 struct learning *l)
+{
+	unsigned long nfct = read_nfct(skb), info = nfct & CTINFO_MASK;
+	enum fast_refusal refusal;
+	struct nf_conn *ct;
+	__u32 slot;
+
+	if (nfct <= CTINFO_MASK)
+		return REFUSED_NO_CONNTRACK;
+	l->reply = info == CTINFO_IS_REPLY;
+	if (info && !l->reply)
+		return REFUSED_NOT_ESTABLISHED;
+	slot = slot_of(l->reply ? skb->ingress_ifindex : route_interface(route_of(skb)));
+	if (!slot && !state->all)
+		return REFUSED_NOT_PINNED;
+	ct = copy_conntrack(nfct, l->conntrack, sizeof(l->conntrack));
+	if (!ct)
+		return REFUSED_NO_CONNTRACK;
+	refusal = judge_conntrack(l, ct);
+	if (refusal != LEARNABLE)
+		return refusal;
+	read_tuple(&ct->tuplehash[TUPLE_ORIGINAL].tuple, l->pkt.ipv6, &l->original);
+	read_tuple(&ct->tuplehash[TUPLE_REPLY].tuple, l->pkt.ipv6, &l->answers);
+	refusal = apply_mapping(l, slot, state->all);
+	if (refusal != LEARNABLE)
+		return refusal;
+	if (l->reply) {
+		l->lesson.before = l->answers;
+		turn(&l->original, &l->lesson.after);
+	} else {
+		l->lesson.before = l->original;
+		turn(&l->answers, &l->lesson.after);
+	}
+	return ends_equal(&l->lesson.after, &l->pkt.ends) ? LEARNABLE : REFUSED_CHANGED;
+}
+
+/* Does XDP's note tell of this packet, and of nothing but routing since? */
+static __always_inline enum fast_refusal judge_note(struct __sk_buff *skb, const struct fast_state *state,
+						    struct learning *l)
+{
+	__u32 ifindex = skb->ingress_ifindex, *place = bpf_map_lookup_elem(&fast_places, &ifindex);
+	struct fast_note *note;
+
+	if (!place)
+		return REFUSED_NO_NOTE;
+	l->lesson.place = *place | (l->pkt.proto == IPPROTO_TCP ? FAST_TCP : 0);
+	l->lesson.digest = digest_of(state->secret, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
+	note = fast_note_at(l->lesson.digest);
+	if (!note || note->digest != l->lesson.digest || note->place != l->lesson.place ||
+	    l->now - note->tick > SECOND_NS / tick_ns)
+		return REFUSED_NO_NOTE;
+	if (note->generation != l->generation ||
+	    (__s64)(bpf_ktime_get_coarse_ns() - state->bumped_ns) < QUIET_NS)
+		return REFUSED_GENERATION;
+	if (note->ttl != l->pkt.ttl + 1 || note->tos != l->pkt.tos || was_decrypted(skb))
+		return REFUSED_CHANGED;
+	return LEARNABLE;
+}
+
+/* Does it leave by a device that routing chose, or by a VLAN on it? */
+static __always_inline bool leaves_as_routed(struct dst_entry *dst, const struct leaving *pkt)
+{
+	__u32 ifindex = route_interface(dst), *place = bpf_map_lookup_elem(&fast_places, &ifindex);
+
+	return place && pkt->place && *place == pkt->place;
+}
+
+/* Is what one end acknowledged last, as conntrack remembers it, out of sight of the
+ * packet's number?
+ */
+static __always_inline bool is_far(__u8 flags, __u32 last, __u32 number)
+{
+	return flags & TCP_MAXACK_SET && number - last + FAR > 2 * FAR;
+}
+
+/* Conntrack must let FIN and RST in after any number of octets that it has not
+ * seen: no windows are checked, and a RST is not older than the last
+ * acknowledgement that it remembers.
+ */
+static __always_inline bool is_liberal(struct learning *l, const struct nf_conn *ct)
+{
+	const struct ip_ct_tcp *tcp = &ct->proto.tcp;
+	__u32 client_ack = tcp->seen[TUPLE_ORIGINAL].td_maxack, server_ack = tcp->seen[TUPLE_REPLY].td_maxack;
+	__u8 client = tcp->seen[TUPLE_ORIGINAL].flags, server = tcp->seen[TUPLE_REPLY].flags;
+
+	l->lesson.fate.ack = l->pkt.ack;
+	if ((l->reply ? server : client) & TCP_MAXACK_SET)
+		l->lesson.fate.ack = l->reply ? server_ack : client_ack;
+	return client & server & TCP_BE_LIBERAL &&
+	       !is_far(client, client_ack, l->reply ? l->pkt.seq : l->pkt.ack) &&
+	       !is_far(server, server_ack, l->reply ? l->pkt.ack : l->pkt.seq);
+}
+
+/* Has this flow sent enough for user space to be asked, and not been asked for
+ * lately? Flows in one place are counted together: more or less is not the point.
+ */
+static __always_inline bool is_eager(const struct learning *l, __u64 digest)
+{
+	__u32 index = digest >> 32 & (FAST_EAGER - 1);
+	struct fast_eager *eager = bpf_map_lookup_elem(&fast_eager, &index);
+
+	if (!eager || ++eager->packets < EAGER_PACKETS || eager->asked == l->now)
+		return false;
+	if (eager->digest == digest && l->now - eager->asked < SECOND_NS / tick_ns)
+		return false;
+	eager->digest = digest;
+	eager->packets = 0;
+	eager->asked = l->now;
+	return true;
+}
+
+static __always_inline void ask_for(struct __sk_buff *skb, const struct fast_state *state, struct learning *l)
+{
+	struct fast_ask *ask = &l->ask;
+
+	if (!is_eager(l, fast_mix(state->secret, read_nfct(skb) & ~CTINFO_MASK)))
+		return;
+	ask->src = l->original.src;
+	ask->dst = l->original.dst;
+	ask->sport = l->original.sport;
+	ask->dport = l->original.dport;
+	ask->pad = 0;
 	bpf_ringbuf_output(&fast_asks, ask, sizeof(*ask), 0);
+}
+
+/* Packets take the stack again before conntrack could forget the flow. */
+static __always_inline bool set_deadline(const struct fast_state *state, const struct nf_conn *ct,
+					 struct learning *l)
+{
+	__s32 left = ct->timeout - l->now;
+	__u64 ticks = state->pace_ns / tick_ns;
+
+	if (left < 2)
+		return false;
+	l->lesson.fate.until = l->now + (ticks < (__u32)left / 2 ? ticks : (__u32)left / 2);
+	return true;
+}
+
+static __always_inline enum fast_refusal enter(struct dst_entry *dst, struct learning *l)
+{
+	struct fast_fate *fate = &l->lesson.fate;
+	__u32 mtu = route_mtu(dst, l->pkt.ipv6);
+
+	l->pkt.hop.mtu = mtu < 0xffff ? mtu : 0xffff;
+	fate->hop = number_hop(&l->pkt.hop);
+	if (!fate->hop)
+		return REFUSED_FULL;
+	fate->new_ports = ports_of(&l->lesson.after);
+	fate->generation = l->generation;
+	note_diffs(&l->lesson);
+	return (l->pkt.ipv6 ? enter6(&l->lesson, l->now) : enter4(&l->lesson, l->now)) ? LEARNABLE
+										       : REFUSED_FULL;
+}
+
+static __always_inline enum fast_refusal judge(struct __sk_buff *skb, const struct fast_state *state,
+					       struct learning *l)
+{
+	struct nf_conn *ct = (struct nf_conn *)l->conntrack;
+	enum fast_refusal refusal = explain(skb, state, l);
+	struct dst_entry *dst = route_of(skb);
+
+	if (refusal == LEARNABLE)
+		refusal = judge_note(skb, state, l);
+	if (refusal != LEARNABLE)
+		return refusal;
+	if (!leaves_as_routed(dst, &l->pkt))
+		return REFUSED_CHANGED;
+	if (!set_deadline(state, ct, l))
+		return REFUSED_NOT_ESTABLISHED;
+	if (l->pkt.proto == IPPROTO_TCP && !is_liberal(l, ct)) {
+		ask_for(skb, state, l);
+		return REFUSED_NOT_LIBERAL;
+	}
+	return enter(dst, l);
+}
+
+/* A connection begins or ends: the other direction takes the stack, too. */
+static __always_inline void void_other_direction(const struct fast_state *state, struct learning *l)
+{
+	turn(&l->pkt.ends, &l->lesson.before);
+	l->lesson.place = l->pkt.place | FAST_TCP;
+	l->lesson.digest = digest_of(state->secret, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
+	void_entry(&l->lesson, l->pkt.ipv6);
 }
 
 static __always_inline void learn(struct __sk_buff *skb)
 {
+	struct fast_device *device = fast_device_of(skb->ifindex);
+	struct fast_state *state = fast_state_now();
+	enum fast_refusal refusal;
+	struct learning *l;
 	__u32 zero = 0;
-	struct fast_ask *ask = bpf_map_lookup_elem(&fast_asking, &zero);
 
-	if (ask)
-		ask_for(ask);
-	count_refusal(REFUSED_NO_NOTE);
+	l = bpf_map_lookup_elem(&fast_learning, &zero);
+	if (!l || !state || !device || !device->number)
+		return;
+	l->generation = state->generation;
+	l->now = bpf_jiffies64();
+	if (!l->generation)
+		return;
+	refusal = parse_leaving(skb, device->number, &l->pkt);
+	if (refusal == NOT_OURS)
+		return;
+	if (l->pkt.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		void_other_direction(state, l);
+	if (!skb->ingress_ifindex)
+		return; /* this router's own */
+	if (refusal == LEARNABLE)
+		refusal = judge(skb, state, l);
+	count_exit(refusal == LEARNABLE ? FAST_LEARNT : FAST_NOT_LEARNT);
+	if (refusal != LEARNABLE)
+		count_refusal(refusal);
 }

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <bpf/bpf_helpers.h>
 
+#include "checksum.h"
 #include "flow.h"
 #include "parse.h"
 
@@ -76,32 +77,6 @@ static __always_inline long load_addr(struct __sk_buff *skb, __u32 l3_off, bool 
 		return bpf_skb_load_bytes(skb, off, addr, sizeof(*addr));
 	*addr = addr_from_v4(0);
 	return bpf_skb_load_bytes(skb, off, &addr->word[3], sizeof(addr->word[3]));
-}
-
-/* The Internet checksum of what check covers, one's complement diff later (RFC 1624). */
-static __always_inline __be16 checksum_plus(__be16 check, __u32 diff)
-{
-	__u32 sum = (diff & 0xffff) + (diff >> 16);
-
-	sum += (__u16)~check;
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-static __always_inline __u32 fold64(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return (sum & 0xffffffff) + (sum >> 32);
-}
-
-static __always_inline __u32 addr_diff(const struct addr *from, const struct addr *to)
-{
-	__u64 sum = 0;
-
-	for (int i = 0; i < 4; i++)
-		sum += (__u64)(__u32)~from->word[i] + to->word[i];
-	return fold64(sum);
 }
 
 /* Checksum and addresses are neighbours in the header: one store for all. The

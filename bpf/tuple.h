@@ -10,8 +10,13 @@
 /* Of a conntrack entry's status, include/uapi/linux/netfilter/nf_conntrack_common.h. */
 #define IPS_EXPECTED (1 << 0)
 #define IPS_SEEN_REPLY (1 << 1)
+#define IPS_CONFIRMED (1 << 3)
 #define IPS_SRC_NAT (1 << 4)
+#define IPS_SEQ_ADJUST (1 << 6)
+#define IPS_DYING (1 << 9)
 #define IPS_HELPER (1 << 13)
+#define IPS_OFFLOAD (1 << 14)
+#define IPS_HW_OFFLOAD (1 << 15)
 #define CURRENT_NETNS (-1)
 
 /* A packet that the remote end sends to a public end. */
