@@ -16,7 +16,7 @@ import (
 
 // fastDevicesMax is how many devices have a number: FAST_DEVICES - 1 in
 // bpf/fast_types.h.
-const fastDevicesMax = 127
+const fastDevicesMax = 63
 
 // fastDevice is an interface of fastpath.interfaces, and what is to be told of it.
 type fastDevice struct {
@@ -150,7 +150,7 @@ func (s *fastScene) root(link netlink.Link) netlink.Link {
 
 func (d *fastDevice) listVLANs() {
 	for _, place := range d.places {
-		if place.tags > 0 && !slices.Contains(d.VLANs, place.vlan) {
+		if place.vlan.Outer != 0 && !slices.Contains(d.VLANs, place.vlan) {
 			d.VLANs = append(d.VLANs, place.vlan)
 		}
 	}
@@ -196,8 +196,8 @@ func (d *fastDevice) judgeTags() {
 		return
 	}
 	var off []string
-	for feature, tag := range map[string]netlink.VlanProtocol{stripsCustomer: netlink.VLAN_PROTOCOL_8021Q, stripsService: netlink.VLAN_PROTOCOL_8021AD} {
-		if features[feature] && d.hasOuter(tag) {
+	for feature, service := range map[string]bool{stripsCustomer: false, stripsService: true} {
+		if features[feature] && d.hasOuter(service) {
 			off = append(off, feature+" off")
 		}
 	}
@@ -212,10 +212,10 @@ func (d *fastDevice) judgeTags() {
 	d.refuse("it takes VLAN tags off before XDP sees them: %s", way)
 }
 
-// hasOuter tells whether a VLAN on a device has an outer tag of a protocol.
-func (d *fastDevice) hasOuter(proto netlink.VlanProtocol) bool {
+// hasOuter tells whether a VLAN on a device has an outer tag of 802.1ad, or 802.1Q.
+func (d *fastDevice) hasOuter(service bool) bool {
 	for _, place := range d.places {
-		if place.tags > 0 && place.proto[0] == proto {
+		if place.vlan.Outer != 0 && place.service == service {
 			return true
 		}
 	}

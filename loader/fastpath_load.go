@@ -22,7 +22,7 @@ import (
 
 const (
 	fastPrefix = "fast" // of the fast path's own maps' names
-	fastWays   = 2      // FAST_WAYS in bpf/fast_types.h: entries of a bucket
+	fastWays   = 4      // FAST_WAYS in bpf/fast_types.h: entries of a bucket
 	// The default of dataplane.max_flows.
 	defaultFlows = 262144
 	// The pace and the lease until somebody says what they are.
@@ -37,7 +37,7 @@ func fastBuckets(flows uint32) uint32 {
 		flows = defaultFlows
 	}
 	entries := uint64(1) << bits.Len64(2*uint64(flows)-1)
-	return uint32(max(entries/fastWays, 1))
+	return uint32(max(entries/uint64(fastWays), 1))
 }
 
 // NewFastpath loads the fast path beside the dataplane, or takes over the tables
@@ -293,7 +293,7 @@ func explainFastpath(err error, log *slog.Logger) error {
 	if errors.As(err, new(*UnsupportedError)) {
 		return err
 	}
-	return &UnsupportedError{"something that the fast path's programs need", "go on without it, or take Linux 6.1 or later with BTF; \"-v debug\" logs what the verifier says", err}
+	return &UnsupportedError{"something that the fast path's programs need", "go on without it, or take Linux 6.1 or later with BTF (log.level: debug logs what the verifier says)", err}
 }
 
 // OpenFastpath opens the pinned tables of a fast path, for commands that work

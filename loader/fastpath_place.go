@@ -9,53 +9,43 @@ import (
 )
 
 // fastPlace is where packets of an interface come in: a device, and the tags on
-// the way to it.
+// the way to it. An inner tag is 802.1Q.
 type fastPlace struct {
-	device int // ifindex
-	vlan   policy.VLAN
-	proto  [2]netlink.VlanProtocol // of the tags, outermost first
-	tags   int
+	device  int // ifindex
+	vlan    policy.VLAN
+	service bool // the outer tag is 802.1ad
 }
 
-// tagsFast is how many tags a packet on the fast path may have.
-const tagsFast = 2
+// Of a place, in bpf/fast_types.h.
+const (
+	placeService = 0x40000000 // FAST_8021AD
+	placeDevice  = 24
+	placeOuter   = 12
+)
 
-// number is the place in a key, without FAST_TCP (bpf/fast_types.h).
+// number is the place in a key, without FAST_TCP.
 func (p fastPlace) number(device uint8) uint32 {
-	return uint32(device)<<24 | uint32(p.vlan.Outer)<<12 | uint32(p.vlan.Inner)
+	n := uint32(device)<<placeDevice | uint32(p.vlan.Outer)<<placeOuter | uint32(p.vlan.Inner)
+	if p.service {
+		n |= placeService
+	}
+	return n
 }
 
 // placesOn finds the interfaces whose packets come in by one of these devices:
 // the device itself, VLANs and macvlans on it, and those on them.
 func placesOn(devices map[int]bool, links map[int]netlink.Link) map[int]fastPlace {
 	places := make(map[int]fastPlace)
-	type key struct {
-		device int
-		vlan   policy.VLAN
-	}
-	proto := make(map[key][2]netlink.VlanProtocol)
-	twice := make(map[key]bool)
 	for ifindex := range links {
-		place, ok := placeOf(ifindex, devices, links)
-		if !ok {
-			continue
-		}
-		k := key{place.device, place.vlan}
-		if other, seen := proto[k]; seen && other != place.proto {
-			twice[k] = true
-		}
-		proto[k] = place.proto
-		places[ifindex] = place
-	}
-	for ifindex, place := range places {
-		// The same tags by 802.1Q and by 802.1ad are one place to the programs.
-		if twice[key{place.device, place.vlan}] {
-			delete(places, ifindex)
+		if place, ok := placeOf(ifindex, devices, links); ok {
+			places[ifindex] = place
 		}
 	}
 	return places
 }
 
+// placeOf walks down from an interface, so that the inner tag comes first. A
+// third tag, a priority tag, or an inner one by 802.1ad is not for the programs.
 func placeOf(ifindex int, devices map[int]bool, links map[int]netlink.Link) (place fastPlace, ok bool) {
 	for range tagsMax {
 		if devices[ifindex] {
@@ -63,13 +53,15 @@ func placeOf(ifindex int, devices map[int]bool, links map[int]netlink.Link) (pla
 			return place, true
 		}
 		link := links[ifindex]
-		if link == nil || place.tags == tagsFast && link.Type() == "vlan" {
+		if link == nil {
 			return place, false
 		}
 		if vlan, isVLAN := link.(*netlink.Vlan); isVLAN {
+			if place.vlan.Inner != 0 || place.service || vlan.VlanId == 0 {
+				return place, false
+			}
 			place.vlan = policy.VLAN{Outer: uint16(vlan.VlanId), Inner: place.vlan.Outer}
-			place.proto = [2]netlink.VlanProtocol{vlan.VlanProtocol, place.proto[0]}
-			place.tags++
+			place.service = vlan.VlanProtocol == netlink.VLAN_PROTOCOL_8021AD
 		}
 		if ifindex = taggingOf(link).parent; ifindex == 0 {
 			return place, false
