@@ -149,7 +149,7 @@ func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
 // fastPinned tells whether a map is one of fastMaps.
 func fastPinned(name string) bool {
 	switch name {
-	case bpf.FastpathMapFastNotes, bpf.FastpathMapFastEager, bpf.FastpathMapFastWatch, bpf.FastpathMapFastAsking:
+	case bpf.FastpathMapFastNotes, bpf.FastpathMapFastEager, bpf.FastpathMapFastWatch, bpf.FastpathMapFastLearning:
 		return false
 	}
 	return strings.HasPrefix(name, fastPrefix)
