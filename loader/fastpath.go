@@ -31,10 +31,11 @@ type Fastpath struct {
 	forward *ebpf.Program // XDP; nil after OpenFastpath
 	learn   *ebpf.Program // tc egress; nil after OpenFastpath
 
-	mu      sync.Mutex // guards what follows, and Attach as a whole
-	named   []string   // as Attach was told last
-	numbers map[int]uint8
-	told    map[string]string // by interface, the last reason to refuse it that was logged
+	mu      sync.Mutex              // guards what follows, and Attach as a whole
+	named   []string                // as Attach was told last
+	shown   []policy.FastpathDevice // as Attach told last
+	numbers map[int]uint8           // of the devices that take part, by ifindex
+	told    map[string]string       // by interface, the last reason to refuse it that was logged
 }
 
 // Attach makes these interfaces, and no others, take the fast path; it is called

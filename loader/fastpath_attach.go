@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
@@ -42,14 +41,16 @@ func (f *Fastpath) attach() ([]policy.FastpathDevice, error) {
 		}
 	}
 	judgeTargets(devices)
-	refuseExcess(devices)
+	refuseExcess(devices, int(f.maps.Out.MaxEntries())-1)
 	if err := f.retire(devices); err != nil {
 		return nil, fmt.Errorf("detach the fast path: %w", err)
 	}
 	if err := f.enter(devices); err != nil {
 		return nil, fmt.Errorf("attach the fast path: %w", err)
 	}
-	return f.reports(devices), nil
+	f.tell(devices)
+	f.shown = reports(devices)
+	return f.shown, nil
 }
 
 // attachDevice attaches both programs, or leaves them where they are. A device
@@ -75,9 +76,13 @@ func (f *Fastpath) attachDevice(d *fastDevice) error {
 	} else if d.Refused == "" {
 		f.attachForward(d, on)
 	}
-	if d.Refused == "" {
-		f.tellMode(d)
+	if d.Refused != "" {
+		return nil
 	}
+	if on, err = readXDP(d.Ifindex); err != nil {
+		return err
+	}
+	d.tellMode(on, true)
 	return nil
 }
 
@@ -97,27 +102,6 @@ func (f *Fastpath) attachForward(d *fastDevice, on xdpOf) {
 		f.log.Warn("the driver takes no XDP program: generic XDP is slower", "interface", d.Interface, "why", why)
 	}
 	d.fresh = true
-}
-
-// Modes, as policy.FastpathDevice has them.
-const (
-	modeNative  = "native"
-	modeGeneric = "generic"
-)
-
-func (f *Fastpath) tellMode(d *fastDevice) {
-	on, err := readXDP(d.Ifindex)
-	switch {
-	case err != nil:
-		d.refuse("%v", err)
-	case on.mode == nl.XDP_ATTACHED_SKB:
-		d.Mode = modeGeneric
-		d.warn("its driver has no native XDP: generic XDP is slower")
-	case on.mode == nl.XDP_ATTACHED_NONE:
-		d.refuse("it is gone")
-	default:
-		d.Mode = modeNative
-	}
 }
 
 // judgeTargets refuses devices whose drivers send nothing that native XDP
@@ -152,14 +136,15 @@ func judgeTargets(devices []*fastDevice) {
 	}
 }
 
-func refuseExcess(devices []*fastDevice) {
+// refuseExcess refuses the devices that no number is left for.
+func refuseExcess(devices []*fastDevice, most int) {
 	n := 0
 	for _, d := range devices {
 		if d.Refused != "" {
 			continue
 		}
-		if n++; n > fastDevicesMax {
-			d.refuse("the fast path takes %d interfaces at most", fastDevicesMax)
+		if n++; n > most {
+			d.refuse("the fast path takes %d interfaces at most", most)
 		}
 	}
 }
@@ -336,33 +321,30 @@ func (f *Fastpath) dropNumber(ifindex int) error {
 // out devices that are gone.
 func (f *Fastpath) readNumbers() (map[int]uint8, error) {
 	numbers := make(map[int]uint8)
-	for number := uint8(1); number <= fastDevicesMax; number++ {
+	for number := uint32(1); number < f.maps.Out.MaxEntries(); number++ {
 		var ifindex uint32
-		err := f.maps.Out.Lookup(uint32(number), &ifindex)
+		err := f.maps.Out.Lookup(number, &ifindex)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read map fast_out: %w", err)
 		}
-		numbers[int(ifindex)] = number
+		numbers[int(ifindex)] = uint8(number)
 	}
 	return numbers, nil
 }
 
-// reports is what to tell, and logs what is new of it.
-func (f *Fastpath) reports(devices []*fastDevice) []policy.FastpathDevice {
-	list := make([]policy.FastpathDevice, 0, len(devices))
+// tell logs what is new of what speaks against devices.
+func (f *Fastpath) tell(devices []*fastDevice) {
 	told := make(map[string]string)
 	for _, d := range devices {
-		list = append(list, d.FastpathDevice)
 		told[d.Interface] = d.Refused
 		if d.Refused != f.told[d.Interface] && d.Refused != "" {
 			f.log.Warn("an interface does not take the fast path", "interface", d.Interface, "why", d.Refused)
 		}
 	}
 	f.told = told
-	return list
 }
 
 // RemoveFastpath detaches the fast path that is pinned, of whichever version, and

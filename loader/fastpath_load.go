@@ -84,7 +84,7 @@ func (f *Fastpath) load() error {
 	if err := f.prepare(spec); err != nil {
 		return err
 	}
-	kept, err := f.keptMaps(spec)
+	kept, own, err := f.keptMaps(spec)
 	defer closeMaps(kept)
 	if err != nil {
 		return err
@@ -100,9 +100,9 @@ func (f *Fastpath) load() error {
 		Learn   *ebpf.Program `ebpf:"vippin_learn"`
 	}
 	fresh := make(map[string]*ebpf.Map)
-	for name, m := range coll.Maps {
-		if fastPinned(name) && kept[name] == nil {
-			fresh[name] = m
+	for _, name := range own {
+		if kept[name] == nil {
+			fresh[name] = coll.Maps[name]
 		}
 	}
 	if err := coll.Assign(&objects); err != nil {
@@ -146,58 +146,53 @@ func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// fastPinned tells whether a map is one of fastMaps.
-func fastPinned(name string) bool {
-	switch name {
-	case bpf.FastpathMapFastNotes, bpf.FastpathMapFastEager, bpf.FastpathMapFastWatch, bpf.FastpathMapFastLearning:
-		return false
-	}
-	return strings.HasPrefix(name, fastPrefix)
+// fastOwn tells whether a map is one of the fast path's own that outlive the
+// process.
+func fastOwn(name string, spec *ebpf.MapSpec) bool {
+	return strings.HasPrefix(name, fastPrefix) && spec.Pinning == ebpf.PinByName
 }
 
 // keptMaps opens the dataplane's maps, and the fast path's own that an earlier
 // start left. Those are kept all together or not at all: they speak of each
-// other, and what is in them is soon learnt anew.
-func (f *Fastpath) keptMaps(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
-	kept := make(map[string]*ebpf.Map)
-	own := make(map[string]*ebpf.Map)
+// other, and what is in them is soon learnt anew. The specs are left without
+// pinning: new maps are pinned once everything has loaded.
+func (f *Fastpath) keptMaps(spec *ebpf.CollectionSpec) (kept map[string]*ebpf.Map, own []string, err error) {
+	kept = make(map[string]*ebpf.Map)
 	suits := true
 	for name, want := range spec.Maps {
-		shared := pinned(name) && !strings.HasPrefix(name, fastPrefix)
-		want.Pinning = ebpf.PinNone
-		if !shared && !fastPinned(name) {
+		if want.Pinning != ebpf.PinByName {
 			continue
 		}
+		if fastOwn(name, want) {
+			own = append(own, name)
+		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(f.plane.dir, name), nil)
-		if !shared && errors.Is(err, fs.ErrNotExist) {
+		if fastOwn(name, want) && errors.Is(err, fs.ErrNotExist) {
 			suits = false
 			continue
 		}
 		if err != nil {
-			closeMaps(own)
-			return kept, fmt.Errorf("open pinned map %s: %w", name, err)
+			return kept, own, fmt.Errorf("open pinned map %s: %w", name, err)
 		}
-		if shared {
-			if flowMaps[name] {
-				want.MaxEntries = m.MaxEntries()
-			}
-			kept[name] = m
-			continue
+		kept[name] = m
+		if flowMaps[name] {
+			want.MaxEntries = m.MaxEntries()
 		}
-		own[name] = m
-		if err := want.Compatible(m); err != nil {
+		if err := want.Compatible(m); err != nil && fastOwn(name, want) {
 			f.log.Info("the fast path's tables start anew", "because of", name, "why", err)
 			suits = false
 		}
 	}
-	if !suits {
-		closeMaps(own)
-		return kept, nil
+	for _, want := range spec.Maps {
+		want.Pinning = ebpf.PinNone
 	}
-	for name, m := range own {
-		kept[name] = m
+	for _, name := range own {
+		if m := kept[name]; m != nil && !suits {
+			_ = m.Close()
+			delete(kept, name)
+		}
 	}
-	return kept, nil
+	return kept, own, nil
 }
 
 // begin writes what the programs go by, closed.
@@ -307,7 +302,7 @@ func (d *Dataplane) OpenFastpath() (*Fastpath, error) {
 	coll := &ebpf.Collection{Maps: make(map[string]*ebpf.Map)}
 	defer coll.Close()
 	for name, want := range spec.Maps {
-		if !fastPinned(name) {
+		if !fastOwn(name, want) {
 			continue
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)

@@ -5,9 +5,11 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink/nl"
 
 	"vippin/bpf"
 	"vippin/policy"
@@ -116,39 +118,63 @@ func sumCounters(m *ebpf.Map, names []string) (map[string]uint64, error) {
 	return sums, nil
 }
 
-// devices are the interfaces of the fast path as they are now, in the network
-// namespace of the calling thread: those that Attach was told, or those that
-// somebody else attached.
+// devices are what Attach told last, or else the interfaces that somebody
+// attached, as they are in the network namespace of the calling thread.
 func (f *Fastpath) devices() ([]policy.FastpathDevice, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.forward != nil {
+		return f.shown, nil
+	}
 	scene, err := lookAround()
 	if err != nil {
 		return nil, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	names := f.named
-	if f.forward == nil {
-		attached, err := f.plane.fastAttachments()
-		if err != nil {
-			return nil, err
-		}
-		for _, ifindex := range attached {
-			if link := scene.links[ifindex]; link != nil {
-				names = append(names, link.Attrs().Name)
-			}
+	attached, err := f.plane.fastAttachments()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, ifindex := range attached {
+		if link := scene.links[ifindex]; link != nil {
+			names = append(names, link.Attrs().Name)
 		}
 	}
-	devices := scene.judge(names, f.opts.Force)
+	slices.Sort(names)
+	devices := scene.judge(names, false)
 	for _, d := range devices {
-		if d.Refused != "" {
-			continue
-		}
-		f.tellMode(d)
+		d.tellMode(xdpOn(d.link), f.numbers[d.Ifindex] != 0)
 	}
 	judgeTargets(devices)
+	return reports(devices), nil
+}
+
+// Modes, as policy.FastpathDevice has them.
+const (
+	modeNative  = "native"
+	modeGeneric = "generic"
+)
+
+// tellMode says how XDP is attached.
+func (d *fastDevice) tellMode(on xdpOf, ours bool) {
+	switch {
+	case d.Refused != "":
+	case on.mode == nl.XDP_ATTACHED_NONE:
+		d.refuse("it has no XDP program any more")
+	case !ours:
+		d.refuse("%s", foreignXDP(on))
+	case on.mode == nl.XDP_ATTACHED_SKB:
+		d.Mode = modeGeneric
+		d.warn("its driver has no native XDP: generic XDP is slower")
+	default:
+		d.Mode = modeNative
+	}
+}
+
+func reports(devices []*fastDevice) []policy.FastpathDevice {
 	list := make([]policy.FastpathDevice, 0, len(devices))
 	for _, d := range devices {
 		list = append(list, d.FastpathDevice)
 	}
-	return list, nil
+	return list
 }
