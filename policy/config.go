@@ -187,7 +187,7 @@ type PeerConfig struct {
 type FastpathConfig struct {
 	Enabled    bool
 	Interfaces []string
-	All        bool // every interface
+	All        bool // also flows that are not pinned
 	Force      bool // also where a shaping queue discipline is passed by
 }
 

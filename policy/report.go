@@ -42,7 +42,7 @@ type PinStatus struct {
 }
 
 // FlowStatus is one line of "vippin flows -j". Packets and Bytes are null
-// without nf_conntrack_acct.
+// without nf_conntrack_acct: what the fast path has counted is not all of them.
 type FlowStatus struct {
 	VLAN    VLAN    `json:"vlan"`
 	Proto   string  `json:"proto"`
@@ -56,6 +56,9 @@ type FlowStatus struct {
 	Bytes   *uint64 `json:"bytes"`
 	Age     float64 `json:"age_s"`
 	Idle    float64 `json:"idle_s"`
+	// Fastpath: the fast path has learnt it. It forwards its packets unless
+	// something changed since.
+	Fastpath bool `json:"fastpath"`
 }
 
 // GroupStatus is one group in "vippin status".
@@ -162,6 +165,8 @@ type Status struct {
 	Pins     []PinStatus   `json:"pins"`
 	Peers    []PeerStatus  `json:"peers"`
 	Warnings []string      `json:"warnings"`
+	// Fastpath is null while it is switched off.
+	Fastpath *FastpathState `json:"fastpath"`
 	// Replication is null where there are no peers.
 	Replication *ReplicationStatus `json:"replication"`
 	// Connections to sync.listen that were refused, by reason: unknown_key,
@@ -201,7 +206,7 @@ type RouterStatus struct {
 // Event is one line of "vippin monitor".
 type Event struct {
 	Time   time.Time `json:"time"`
-	Kind   string    `json:"kind"` // role, conflict, pin, link, reload, peer, ready, failover, warning
+	Kind   string    `json:"kind"` // role, conflict, pin, fastpath, link, reload, peer, ready, failover, warning
 	Group  string    `json:"group,omitempty"`
 	Pin    string    `json:"pin,omitempty"` // as the toggling commands name it
 	Role   *Role     `json:"role,omitempty"`

@@ -2,6 +2,13 @@
 
 package policy
 
+// FastpathForwarded is in Packets what was forwarded. All else took the stack, but
+// for those of FastpathNotStack, which are counted where packets leave it.
+const FastpathForwarded = "forwarded"
+
+// FastpathNotStack: see FastpathForwarded.
+var FastpathNotStack = []string{FastpathForwarded, "learnt", "not_learnt"}
+
 // FastpathState is what "fastpath ls" shows.
 type FastpathState struct {
 	Enabled     bool              `json:"enabled"`

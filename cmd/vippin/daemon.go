@@ -137,6 +137,7 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 	}
 	flows := config.Dataplane.MaxFlows
 	d.fast = newFastKeeper(log, planeLoader{plane: plane, flows: flows, log: log}, config.Fastpath)
+	plane.TellEnds(loader.Ends{Ended: d.fast.Forget, Lost: d.fast.Bump})
 	d.ready.behind, d.flight.resetsHeld = d.hush.SetBehind, d.hush.Held
 	return d
 }

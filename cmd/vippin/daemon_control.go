@@ -27,6 +27,10 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 	if err != nil {
 		d.log.Debug("count segments that were not answered by RST", "error", err)
 	}
+	fast, err := d.fast.State()
+	if err != nil {
+		return policy.Status{}, err
+	}
 	var status policy.Status
 	err = d.ask(ctx, func() {
 		now := d.env.monotonic()
@@ -43,6 +47,10 @@ func (d *daemon) Status(ctx context.Context) (policy.Status, error) {
 		}
 		d.ready.evidence(status.Groups)
 	})
+	if fast.Enabled {
+		status.Fastpath = &fast
+		status.Warnings = append(status.Warnings, fastWarnings(fast)...)
+	}
 	return status, err
 }
 
@@ -158,6 +166,10 @@ func (d *daemon) Reload(ctx context.Context) (policy.DryRun, error) {
 	var failed error
 	if err := d.ask(ctx, func() { report, failed = d.reload(config) }); err != nil {
 		return policy.DryRun{}, err
+	}
+	if failed == nil {
+		d.fast.Settle(ctx)
+		report.Warnings = append(report.Warnings, d.fast.Warnings()...)
 	}
 	return report, failed
 }

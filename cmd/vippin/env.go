@@ -58,6 +58,7 @@ type dataplane interface {
 // fastReader is a fast path that is only read: *loader.Fastpath.
 type fastReader interface {
 	State() (policy.FastpathState, error)
+	Flows() (map[policy.FlowKey]policy.FastpathFlow, error)
 	Close() error
 }
 

@@ -228,6 +228,7 @@ type fakeDataplane struct {
 	broken   int
 	closed   int
 	fail     error
+	fastpath *fakeReader // nil: there is none
 }
 
 func (d *fakeDataplane) Close() error                  { d.closed++; return nil }
@@ -282,7 +283,24 @@ func (d *fakeDataplane) Flows(yield func(policy.Mapping) bool) error {
 	return nil
 }
 
-func (d *fakeDataplane) OpenFastpath() (fastReader, error) { return nil, loader.ErrNotLoaded }
+func (d *fakeDataplane) OpenFastpath() (fastReader, error) {
+	if d.fastpath == nil {
+		return nil, loader.ErrNotLoaded
+	}
+	return d.fastpath, nil
+}
+
+// fakeReader is a fast path that is only read.
+type fakeReader struct {
+	state policy.FastpathState
+	flows map[policy.FlowKey]policy.FastpathFlow
+}
+
+func (r *fakeReader) State() (policy.FastpathState, error) { return r.state, nil }
+
+func (r *fakeReader) Flows() (map[policy.FlowKey]policy.FastpathFlow, error) { return r.flows, nil }
+
+func (r *fakeReader) Close() error { return nil }
 
 func (d *fakeDataplane) Sweep() (int, error) { d.swept++; return 0, nil }
 

@@ -16,8 +16,10 @@ import (
 
 // The rhythm of the fast path's keeper.
 const (
-	fastAgain = 30 * time.Second      // before what failed is tried again, unless something changes
-	fastPause = 50 * time.Millisecond // between two attachings that links alone ask for
+	fastAgain  = 10 * time.Second      // before what failed is tried again, unless something changes
+	fastPause  = 50 * time.Millisecond // between two attachings that changed links alone ask for
+	fastFailed = 2 * time.Second       // the same, while it cannot be loaded
+	fastSettle = 15 * time.Second      // to wait for what was wished, at most
 )
 
 // fastTable is a fast path that is loaded: *loader.Fastpath.
@@ -27,6 +29,7 @@ type fastTable interface {
 	Bump() error
 	Run(ctx context.Context) error
 	State() (policy.FastpathState, error)
+	Forget(flows []policy.FlowKey) error
 	Remove() error
 	Close() error
 }
@@ -56,17 +59,19 @@ type fastKeeper struct {
 
 	using sync.RWMutex // read: while a table is read from; it is not closed then
 
-	run      *fastRun // Run's alone, as is what follows
-	attached time.Time
+	// Of Run alone:
+	run   *fastRun
+	left  bool      // something of an earlier daemon may be in the kernel
+	tried uint64    // the number of the last wish that was tried to fulfil
+	when  time.Time // and when that was
 }
 
 // fastWish is how the fast path should be.
 type fastWish struct {
 	number uint64
+	hurry  uint64 // the number of the last one that does not wait for others
 	config policy.FastpathConfig
-	toggle *bool  // nil: the configuration decides
-	attach uint64 // number of the last wish to attach
-	hurry  uint64 // to attach at once
+	toggle *bool // nil: the configuration decides
 }
 
 func (w *fastWish) decide() (on bool, by policy.EnabledBy) {
@@ -79,14 +84,13 @@ type fastRun struct {
 	config policy.FastpathConfig
 	cancel context.CancelFunc
 	ended  chan struct{}
-	err    error // of ended
-	attach uint64
+	err    error // why it ended
 	open   bool
 }
 
 func newFastKeeper(log *slog.Logger, load fastLoader, config policy.FastpathConfig) *fastKeeper {
-	return &fastKeeper{log: log, load: load, wake: make(chan struct{}, 1), news: make(chan struct{}),
-		want: fastWish{number: 1, config: config, attach: 1, hurry: 1}}
+	return &fastKeeper{log: log, load: load, wake: make(chan struct{}, 1), news: make(chan struct{}), left: true,
+		want: fastWish{number: 1, hurry: 1, config: config}}
 }
 
 // Set takes a changed configuration.
@@ -107,7 +111,6 @@ func (k *fastKeeper) wish(hurry bool, what func(*fastWish)) {
 	k.mu.Lock()
 	what(&k.want)
 	k.want.number++
-	k.want.attach = k.want.number
 	if hurry {
 		k.want.hurry = k.want.number
 	}
@@ -127,22 +130,35 @@ func (k *fastKeeper) Bump() {
 	}
 }
 
-// Settle waits until all that was wished is so, or has failed.
-func (k *fastKeeper) Settle(ctx context.Context) error {
+// Settle waits until all that was wished is so, or has failed; within reason: the
+// state says how far it is.
+func (k *fastKeeper) Settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, fastSettle)
+	defer cancel()
 	k.mu.Lock()
-	number := k.want.number
-	for k.done < number {
+	defer k.mu.Unlock()
+	for number := k.want.number; k.done < number && ctx.Err() == nil; {
 		news := k.news
 		k.mu.Unlock()
 		select {
 		case <-news:
 		case <-ctx.Done():
-			return context.Cause(ctx)
 		}
 		k.mu.Lock()
 	}
-	k.mu.Unlock()
-	return nil
+}
+
+// Forget has the flow's packets take the stack: conntrack does not know it any
+// more.
+func (k *fastKeeper) Forget(flow policy.FlowKey) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.table == nil {
+		return
+	}
+	if err := k.table.Forget([]policy.FlowKey{flow}); err != nil {
+		k.log.Debug("have the fast path forget a connection", "error", err)
+	}
 }
 
 // Run keeps the fast path until ctx ends. It stays attached then, and passes
@@ -150,13 +166,8 @@ func (k *fastKeeper) Settle(ctx context.Context) error {
 func (k *fastKeeper) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	defer func() { k.end(false) }()
-	if on, _ := k.wanted().decide(); !on { // of an earlier daemon, which had it
-		k.report(k.load.Remove())
-	}
 	for ctx.Err() == nil {
-		wish := k.wanted()
-		next := k.fulfil(ctx, wish)
+		next := k.fulfil(ctx, k.wanted())
 		timer.Stop()
 		if next > 0 {
 			timer.Reset(next)
@@ -172,6 +183,7 @@ func (k *fastKeeper) Run(ctx context.Context) error {
 		case <-ended:
 		}
 	}
+	k.report(k.end((*fastRun).leave))
 	return nil
 }
 
@@ -184,45 +196,72 @@ func (k *fastKeeper) wanted() *fastWish {
 
 // fulfil makes a wish so, and says when to look again, 0: not by time alone.
 func (k *fastKeeper) fulfil(ctx context.Context, wish *fastWish) (next time.Duration) {
-	on, _ := wish.decide()
-	if !on {
-		k.report(k.end(true))
-		k.fulfilled(wish.number)
-		return 0
-	}
-	if r := k.run; r != nil && (r.broke() || r.config.All != wish.config.All || r.config.Force != wish.config.Force) {
-		err := r.err
-		k.end(false)
-		if err != nil {
-			k.report(fmt.Errorf("it ended: %w", err))
-			k.fulfilled(wish.number)
-			return fastAgain
-		}
-	}
-	if wait := fastPause - time.Since(k.attached); k.run != nil && k.run.attach >= wish.hurry && k.run.attach < wish.attach && wait > 0 {
+	broken := k.run != nil && k.run.broke()
+	if wait := k.rest() - time.Since(k.when); wait > 0 && k.tried >= wish.hurry && !broken {
 		return wait
 	}
-	err := k.begin(ctx, wish.config)
-	if err == nil {
-		err = k.attach(wish)
+	if on, _ := wish.decide(); on {
+		next = k.switchOn(ctx, wish, broken)
+	} else {
+		next = k.switchOff()
 	}
+	k.tried, k.when = wish.number, time.Now()
+	k.mu.Lock()
+	k.done = wish.number
+	close(k.news)
+	k.news = make(chan struct{})
+	k.mu.Unlock()
+	return next
+}
+
+// rest is how long links may change until it is looked at them again.
+func (k *fastKeeper) rest() time.Duration {
+	if k.run == nil {
+		return fastFailed
+	}
+	return fastPause
+}
+
+func (k *fastKeeper) switchOff() (next time.Duration) {
+	var err error
+	switch {
+	case k.run != nil:
+		err = k.end((*fastRun).remove)
+	case k.left:
+		err = k.load.Remove()
+	}
+	k.left = err != nil
 	k.report(err)
-	k.fulfilled(wish.number)
 	if err != nil {
 		return fastAgain
 	}
 	return 0
 }
 
-func (k *fastKeeper) fulfilled(number uint64) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.done = number
-	close(k.news)
-	k.news = make(chan struct{})
+func (k *fastKeeper) switchOn(ctx context.Context, wish *fastWish, broken bool) (next time.Duration) {
+	k.left = true
+	var err error
+	switch r := k.run; {
+	case broken:
+		err = errors.Join(fmt.Errorf("follow what changes: %w", r.err), k.end((*fastRun).leave))
+	case r != nil && (r.config.All != wish.config.All || r.config.Force != wish.config.Force):
+		err = k.end((*fastRun).leave)
+	}
+	if err == nil && k.run == nil {
+		err = k.begin(ctx, wish.config)
+	}
+	if err == nil {
+		err = k.attach(wish.config.Interfaces)
+	}
+	k.report(err)
+	if err != nil {
+		return fastAgain
+	}
+	return 0
 }
 
-// report notes why there is no fast path, and tells it once.
+// report notes why there is no fast path, or why it is still there, and tells it
+// once.
 func (k *fastKeeper) report(err error) {
 	failed := ""
 	if err != nil {
@@ -232,13 +271,88 @@ func (k *fastKeeper) report(err error) {
 	told := k.failed == failed
 	k.failed = failed
 	k.mu.Unlock()
-	if !told && err != nil {
-		k.log.Warn("no fast path, every packet takes the stack", "why", err)
+	if err != nil && !told {
+		k.log.Warn("fast path, trying again", "error", err)
 	}
 }
 
-// broke tells whether what follows the kernel's events has ended: nobody would
-// notice changes.
+// begin loads a fast path and follows what changes.
+func (k *fastKeeper) begin(ctx context.Context, config policy.FastpathConfig) error {
+	table, err := k.load.Load(config)
+	if err != nil {
+		return err
+	}
+	r := &fastRun{table: table, config: config, ended: make(chan struct{})}
+	ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx)) // until it is closed
+	go func() {
+		defer close(r.ended)
+		if r.err = table.Run(ctx); r.err == nil {
+			r.err = errors.New("it ended")
+		}
+	}()
+	k.run = r
+	k.mu.Lock()
+	k.table = table
+	k.mu.Unlock()
+	return nil
+}
+
+// attach has the wanted interfaces take the fast path.
+func (k *fastKeeper) attach(interfaces []string) error {
+	devices, err := k.run.table.Attach(interfaces)
+	k.mu.Lock()
+	k.shown = devices
+	k.mu.Unlock()
+	if err != nil {
+		return errors.Join(fmt.Errorf("attach: %w", err), k.setOpen(false))
+	}
+	return k.setOpen(anyAttached(devices))
+}
+
+func (k *fastKeeper) setOpen(open bool) error {
+	r := k.run
+	if r.open == open {
+		return nil
+	}
+	if err := r.table.SetOpen(open); err != nil {
+		return err
+	}
+	r.open = open
+	k.log.Info("fast path", "open", open)
+	return nil
+}
+
+// end lets go of the fast path in some way, if there is one.
+func (k *fastKeeper) end(how func(*fastRun) error) error {
+	r := k.run
+	if r == nil {
+		return nil
+	}
+	k.run = nil
+	k.mu.Lock()
+	k.table, k.shown = nil, nil
+	k.mu.Unlock()
+	k.using.Lock()
+	defer k.using.Unlock()
+	return how(r)
+}
+
+// leave closes it. It stays attached, so that a daemon that comes takes it over.
+func (r *fastRun) leave() error {
+	err := r.table.SetOpen(false)
+	r.cancel()
+	<-r.ended
+	return errors.Join(err, r.table.Close())
+}
+
+func (r *fastRun) remove() error {
+	_ = r.table.SetOpen(false) // if it fails, removing it closes it too
+	r.cancel()
+	<-r.ended
+	return errors.Join(r.table.Remove(), r.table.Close())
+}
+
+// broke tells whether what follows the kernel's changes has ended.
 func (r *fastRun) broke() bool {
 	select {
 	case <-r.ended:
@@ -246,86 +360,6 @@ func (r *fastRun) broke() bool {
 	default:
 		return false
 	}
-}
-
-// begin loads a fast path, unless there is one.
-func (k *fastKeeper) begin(ctx context.Context, config policy.FastpathConfig) error {
-	if k.run != nil {
-		return nil
-	}
-	table, err := k.load.Load(config)
-	if err != nil {
-		return err
-	}
-	r := &fastRun{table: table, config: config, ended: make(chan struct{})}
-	ctx, r.cancel = context.WithCancel(ctx)
-	go func() {
-		defer close(r.ended)
-		if r.err = table.Run(ctx); r.err == nil && ctx.Err() == nil {
-			r.err = errors.New("nothing follows the kernel's changes any more")
-		}
-	}()
-	k.run, k.attached = r, time.Time{}
-	k.mu.Lock()
-	k.table = table
-	k.mu.Unlock()
-	return nil
-}
-
-// attach has the wanted interfaces take the fast path, if it was wished since
-// the last time.
-func (k *fastKeeper) attach(wish *fastWish) error {
-	r := k.run
-	if r.attach >= wish.attach && r.open {
-		return nil
-	}
-	devices, err := r.table.Attach(wish.config.Interfaces)
-	k.attached = time.Now()
-	k.mu.Lock()
-	k.shown = devices
-	k.mu.Unlock()
-	if err != nil {
-		return errors.Join(fmt.Errorf("attach: %w", err), k.setOpen(false))
-	}
-	r.attach = wish.attach
-	some := false
-	for _, device := range devices {
-		some = some || device.Mode != ""
-	}
-	return k.setOpen(some)
-}
-
-func (k *fastKeeper) setOpen(open bool) error {
-	if k.run.open == open {
-		return nil
-	}
-	if err := k.run.table.SetOpen(open); err != nil {
-		return err
-	}
-	k.run.open = open
-	k.log.Info("fast path", "open", open)
-	return nil
-}
-
-// end closes the fast path and lets go of it, or removes it.
-func (k *fastKeeper) end(remove bool) error {
-	r := k.run
-	if r == nil {
-		return nil
-	}
-	closing := r.table.SetOpen(false)
-	r.cancel()
-	<-r.ended
-	k.mu.Lock()
-	k.table, k.shown = nil, nil
-	k.mu.Unlock()
-	k.run = nil
-	k.using.Lock()
-	defer k.using.Unlock()
-	if remove {
-		closing = r.table.Remove() // whatever became of SetOpen
-	}
-	return errors.Join(closing, r.table.Close())
 }
 
 // planeLoader loads fast paths beside a dataplane.
@@ -343,13 +377,4 @@ func (p planeLoader) Load(config policy.FastpathConfig) (fastTable, error) {
 	return table, nil
 }
 
-func (p planeLoader) Remove() error {
-	table, err := p.plane.OpenFastpath()
-	if errors.Is(err, loader.ErrNotLoaded) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("remove the fast path of an earlier daemon: %w", err)
-	}
-	return errors.Join(table.Remove(), table.Close())
-}
+func (p planeLoader) Remove() error { return p.plane.RemoveFastpath() }

@@ -104,11 +104,9 @@ func (d *daemon) SwitchFastpath(ctx context.Context, action toggleAction) (polic
 	if err == nil {
 		err = failed
 	}
-	if err == nil {
-		err = d.fast.Settle(ctx)
-	}
 	if err != nil {
 		return policy.FastpathState{}, err
 	}
+	d.fast.Settle(ctx)
 	return d.fast.State()
 }

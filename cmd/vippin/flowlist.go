@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"vippin/loader"
 	"vippin/loader/conntrack"
 	"vippin/policy"
 )
@@ -73,8 +74,40 @@ type standing func(policy.FlowKey) (origin string, acked bool)
 // alone is the standing of flows without a daemon: nobody knows of peers.
 func alone(policy.FlowKey) (origin string, acked bool) { return originLocal, false }
 
+// fastFlows is what the fast path has done for flows, by conntrack's original
+// tuple without the zone.
+type fastFlows map[policy.FlowKey]policy.FastpathFlow
+
+// readFastFlows has nothing where there is no fast path.
+func readFastFlows(d dataplane) (fastFlows, error) {
+	table, err := d.OpenFastpath()
+	if errors.Is(err, loader.ErrNotLoaded) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	flows, err := table.Flows()
+	return flows, errors.Join(err, table.Close())
+}
+
+// add adds what bypassed conntrack.
+func (f fastFlows) add(flow *policy.FlowStatus, key policy.FlowKey) {
+	key.Zone = 0
+	fast, known := f[key]
+	if !known {
+		return
+	}
+	flow.Fastpath = true
+	flow.Idle = min(flow.Idle, fast.IdleS)
+	if flow.Packets != nil && flow.Bytes != nil {
+		packets, bytes := *flow.Packets+fast.Packets, *flow.Bytes+fast.Bytes
+		flow.Packets, flow.Bytes = &packets, &bytes
+	}
+}
+
 // flowStatus describes one mapping; now is CLOCK_MONOTONIC.
-func (v conntrackView) flowStatus(m policy.Mapping, vlan policy.VLAN, now time.Duration, stands standing) policy.FlowStatus {
+func (v conntrackView) flowStatus(m policy.Mapping, vlan policy.VLAN, now time.Duration, stands standing, fast fastFlows) policy.FlowStatus {
 	flow := policy.FlowStatus{
 		VLAN: vlan, Proto: conntrack.ProtoName(m.Proto), Origin: originLocal,
 		Remote: m.Remote.String(), Public: m.Public.String(), Local: m.Local.String(),
@@ -84,6 +117,7 @@ func (v conntrackView) flowStatus(m policy.Mapping, vlan policy.VLAN, now time.D
 	if facts, known := v[conntrackKey{m.Proto, m.Local, m.Remote}]; known {
 		flow.Origin, flow.Acked = stands(facts.key)
 		flow.Client, flow.Packets, flow.Bytes = facts.key.Src.String(), facts.packets, facts.bytes
+		fast.add(&flow, facts.key)
 	}
 	return flow
 }
@@ -103,10 +137,14 @@ func listFlows(ctx context.Context, e *env, d dataplane, stands standing, yield 
 	if err != nil {
 		fmt.Fprintf(e.stderr, "vippin: clients and counters are not known: %v\n", err)
 	}
+	fast, err := readFastFlows(d)
+	if err != nil {
+		fmt.Fprintf(e.stderr, "vippin: what took the fast path is not counted: %v\n", err)
+	}
 	now := e.monotonic()
 	var stopped error
 	err = d.Flows(func(m policy.Mapping) bool {
-		stopped = yield(view.flowStatus(m, vlans[m.Pin], now, stands))
+		stopped = yield(view.flowStatus(m, vlans[m.Pin], now, stands, fast))
 		return stopped == nil && ctx.Err() == nil
 	})
 	if stopped != nil {

@@ -54,7 +54,24 @@ func sampleStatus() policy.Status {
 		},
 		ConnectionsRefused: map[string]uint64{"half_open": 120, "unknown_key": 3, "version": 0},
 		UnpinnedWithoutPin: map[string]uint64{"source": 12},
+		Fastpath:           new(sampleFastpath()),
 		Warnings:           []string{"interface eth1.100.20 is absent: pin 100.20 waits for it"},
+	}
+}
+
+func sampleFastpath() policy.FastpathState {
+	return policy.FastpathState{
+		Enabled: true, EnabledBy: policy.EnabledByToggle, Open: true, Generation: 17, PaceS: 4,
+		PaceWhy: "legacy iptables tables", Flows: 2048, Capacity: 524288, MemoryBytes: 96 << 20, Loosened: 900,
+		Interfaces: []policy.FastpathDevice{
+			{Interface: "eth0", Ifindex: 2, Mode: "native", VLANs: []policy.VLAN{{Outer: 2}, {Outer: 20}, {Outer: 100, Inner: 20}}},
+			{Interface: "eth1", Ifindex: 3, Mode: "generic", Warnings: []string{"its driver has no XDP: slower than it could be"}},
+			{Interface: "eth2", Ifindex: 4, Refused: "a foreign XDP program is on it"},
+			{Interface: "eth3", Refused: "there is no such interface"},
+		},
+		Packets:  map[string]uint64{"forwarded": 987654, "miss": 1200, "flags": 300, "other_host": 0, "learnt": 1100, "not_learnt": 50},
+		Unlearnt: map[string]uint64{"not_liberal": 40, "not_established": 10},
+		Warnings: []string{"12 requests to make TCP connections liberal were lost"},
 	}
 }
 
@@ -77,7 +94,7 @@ func sampleFlows() []policy.FlowStatus {
 	return []policy.FlowStatus{{
 		VLAN: policy.VLAN{Outer: 2}, Proto: "tcp", Client: "192.168.101.7:40000", Remote: "192.0.2.80:443",
 		Public: "198.51.100.2:40000", Local: "198.51.100.3:40000", Origin: "local", Acked: true,
-		Packets: &packets, Bytes: &bytes, Age: 3725, Idle: 0.25,
+		Packets: &packets, Bytes: &bytes, Age: 3725, Idle: 0.25, Fastpath: true,
 	}, {
 		VLAN: policy.VLAN{Outer: 2}, Proto: "icmpv6", Remote: "[2001:db8:ffff::1]:0",
 		Public: "[2001:db8:2::2]:7", Local: "[2001:db8:2::3]:7", Origin: "local", Age: 12.34, Idle: 1,
@@ -114,7 +131,8 @@ func sampleReport() policy.DryRun {
 func sampleController() *fakeController {
 	return &fakeController{
 		status: sampleStatus(), pins: samplePins(), vrrp: sampleVRRP(), peers: samplePeers(), flows: sampleFlows(), reload: sampleReport(),
-		hub: newEventHub(func() time.Time { return testNow }),
+		fastpath: sampleFastpath(),
+		hub:      newEventHub(func() time.Time { return testNow }),
 	}
 }
 
@@ -124,6 +142,7 @@ func TestShowing(t *testing.T) {
 	failedReload := sampleController()
 	failedReload.reload = policy.DryRun{Errors: []string{"vippin.yaml:7: VLAN 4095 is out of range (1 to 4094)", "vippin.yaml:9: no VIP"}}
 	empty := &fakeController{}
+	closedFastpath := &fakeController{fastpath: policy.FastpathState{Closed: "this kernel lacks BTF"}}
 	cases := []struct {
 		name    string
 		control *fakeController
@@ -158,6 +177,16 @@ func TestShowing(t *testing.T) {
 		{"flows-json", sampleController(), []string{"flows", "-j"}, 0, exitDone},
 		{"flows-empty", empty, []string{"flows"}, 0, exitDone},
 		{"flows-empty-json", empty, []string{"flows", "-j"}, 0, exitDone},
+		{"fastpath-ls", sampleController(), []string{"fastpath", "ls"}, 0, exitDone},
+		{"fastpath-ls-json", sampleController(), []string{"fastpath", "ls", "-j"}, 0, exitDone},
+		{"fastpath-ls-terminal", sampleController(), []string{"fastpath", "ls"}, 72, exitDone},
+		{"fastpath-ls-empty", empty, []string{"fastpath", "ls"}, 0, exitDone},
+		{"fastpath-ls-empty-json", empty, []string{"fastpath", "ls", "-j"}, 0, exitDone},
+		{"fastpath-on", sampleController(), []string{"fastpath", "on"}, 0, exitDone},
+		{"fastpath-on-json", sampleController(), []string{"fastpath", "on", "-j"}, 0, exitDone},
+		{"fastpath-on-closed", closedFastpath, []string{"fastpath", "on"}, 0, exitFailed},
+		{"fastpath-off", &fakeController{}, []string{"fastpath", "off"}, 0, exitDone},
+		{"fastpath-reset", &fakeController{}, []string{"fastpath", "reset"}, 0, exitDone},
 		{"reload", sampleController(), []string{"reload"}, 0, exitDone},
 		{"reload-json", sampleController(), []string{"reload", "-j"}, 0, exitDone},
 		{"reload-failed", failedReload, []string{"reload"}, 0, exitFailed},
@@ -200,6 +229,12 @@ func TestShowingWithoutDaemon(t *testing.T) {
 		{"offline-pin-unknown", testConfig, true, []string{"pin", "on", "20,30"}, exitFailed},
 		{"offline-flows", testConfig, true, []string{"flows"}, exitDone},
 		{"offline-flows-json", testConfig, true, []string{"flows", "-j"}, exitDone},
+		{"offline-fastpath-ls", fastConfig, true, []string{"fastpath", "ls"}, exitDone},
+		{"offline-fastpath-ls-json", fastConfig, true, []string{"fastpath", "ls", "-j"}, exitDone},
+		{"offline-fastpath-on", testConfig, true, []string{"fastpath", "on"}, exitFailed},
+		{"nothing-fastpath-ls", testConfig, false, []string{"fastpath", "ls"}, exitFailed},
+		{"check-fastpath", fastConfig, false, []string{"check"}, exitDone},
+		{"load-fastpath", fastConfig, false, []string{"load"}, exitDone},
 		{"offline-status", testConfig, true, []string{"status"}, exitFailed},
 		{"nothing-pin-ls", testConfig, false, []string{"pin", "ls"}, exitFailed},
 		{"nothing-flows", testConfig, false, []string{"flows"}, exitFailed},
@@ -213,6 +248,7 @@ func TestShowingWithoutDaemon(t *testing.T) {
 					t.Fatalf("load: %s", stderr)
 				}
 				b.plane.mappings = sampleMappings(b.plane.plan.Pins[0].ID)
+				b.plane.fastpath = &fakeReader{state: sampleFastpath()}
 			}
 			b.configure(c.config)
 			code, stdout, stderr := b.run(c.args...)
@@ -223,6 +259,10 @@ func TestShowingWithoutDaemon(t *testing.T) {
 		})
 	}
 }
+
+// fastConfig names interfaces that cannot take the fast path, too.
+const fastConfig = testConfig + `fastpath: {enabled: true, interfaces: [eth0, eth0.2, eth9]}
+`
 
 const brokenConfig = `node: router-a
 pins:

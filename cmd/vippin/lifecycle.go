@@ -35,7 +35,25 @@ func (c *cli) dryRun() (policy.DryRun, error) {
 	if !c.env.btf() {
 		planned.Warnings = append(planned.Warnings, config.MarkWarnings()...)
 	}
+	planned.Warnings = append(planned.Warnings, c.fastpathWarnings(config, observed)...)
 	return planned, nil
+}
+
+// fastpathWarnings foresees what keeps packets from taking the fast path, if they
+// are to.
+func (c *cli) fastpathWarnings(config *policy.Config, observed policy.Observed) []string {
+	toggle, err := toggleStore{dir: config.StateDir}.LoadFastpath()
+	var warnings []string
+	if err != nil {
+		warnings = append(warnings, err.Error())
+	}
+	if on, _ := policy.DecideFastpath(toggle, config.Fastpath.Enabled); !on {
+		return warnings
+	}
+	if !c.env.btf() {
+		return append(warnings, "there is no fast path: it needs a kernel with BTF (/sys/kernel/btf/vmlinux)")
+	}
+	return append(warnings, config.Fastpath.InterfaceWarnings(observed)...)
 }
 
 // rolesNow says what this router is by its addresses alone.
@@ -113,6 +131,10 @@ func (c *cli) loadPinned(ctx context.Context, master bool) (report policy.DryRun
 	}
 	report.Warnings = append(report.Warnings, roleWarnings(plan, master)...)
 	report.Warnings = append(report.Warnings, marksWarnings(d, config)...)
+	toggle, _ := toggleStore{dir: p.stateDir}.LoadFastpath()
+	if on, _ := policy.DecideFastpath(toggle, config.Fastpath.Enabled); on {
+		report.Warnings = append(report.Warnings, "there is no fast path without a daemon, which would notice changes: start \"vippin run\"")
+	}
 	if togglesErr != nil {
 		report.Warnings = append(report.Warnings, togglesErr.Error())
 	}

@@ -142,19 +142,19 @@ func TestConntrackKnowsTheClient(t *testing.T) {
 		Reply: conntrack.Tuple{Src: addr("2001:db8:ffff::1"), Dst: addr("2001:db8:2::3"), Proto: 58, ICMPType: 129, ICMPID: 7},
 	})
 	mappings := sampleMappings(1)
-	tcp := view.flowStatus(mappings[0], policy.VLAN{Outer: 2}, time.Hour, alone)
+	tcp := view.flowStatus(mappings[0], policy.VLAN{Outer: 2}, time.Hour, alone, nil)
 	if tcp.Client != "192.168.101.7:1234" || tcp.Packets == nil || *tcp.Packets != 7 || *tcp.Bytes != 4300 {
 		t.Errorf("%+v", tcp)
 	}
 	if tcp.Age != 600 || tcp.Idle != 60 || tcp.Proto != "tcp" || tcp.Origin != "local" {
 		t.Errorf("%+v", tcp)
 	}
-	ping := view.flowStatus(mappings[1], policy.VLAN{Outer: 2}, time.Hour, alone)
+	ping := view.flowStatus(mappings[1], policy.VLAN{Outer: 2}, time.Hour, alone, nil)
 	if ping.Client != "[2001:db8:a::7]:99" || ping.Packets != nil || ping.Proto != "icmpv6" {
 		t.Errorf("%+v", ping)
 	}
 	mappings[0].Remote = netip.MustParseAddrPort("192.0.2.81:443")
-	if other := view.flowStatus(mappings[0], policy.VLAN{}, time.Hour, alone); other.Client != "" || other.Packets != nil {
+	if other := view.flowStatus(mappings[0], policy.VLAN{}, time.Hour, alone, nil); other.Client != "" || other.Packets != nil {
 		t.Errorf("another flow's client: %+v", other)
 	}
 }

@@ -21,7 +21,7 @@ type flowPrinter struct {
 }
 
 func newFlowPrinter(o *output) *flowPrinter {
-	return &flowPrinter{table: o.table("VLAN", "PROTO", "CLIENT", "PUBLIC", "REMOTE", "LOCAL", "ORIGIN", "PACKETS", "BYTES", "AGE", "IDLE")}
+	return &flowPrinter{table: o.table("VLAN", "PROTO", "CLIENT", "PUBLIC", "REMOTE", "LOCAL", "ORIGIN", "PACKETS", "BYTES", "AGE", "IDLE", "FAST")}
 }
 
 func (p *flowPrinter) show(f policy.FlowStatus) error {
@@ -31,7 +31,7 @@ func (p *flowPrinter) show(f policy.FlowStatus) error {
 		origin += "+acked"
 	}
 	p.table.row(f.VLAN.String(), f.Proto, orDash(f.Client), f.Public, f.Remote, f.Local, origin,
-		counted(f.Packets), counted(f.Bytes), span(seconds(f.Age)), span(seconds(f.Idle)))
+		counted(f.Packets), counted(f.Bytes), span(seconds(f.Age)), span(seconds(f.Idle)), yesOrDash(f.Fastpath))
 	if p.shown%flowBatch == 0 {
 		return p.table.flush()
 	}
@@ -47,6 +47,13 @@ func (p *flowPrinter) finish(o *output, err error) error {
 		return err
 	}
 	return o.printf("no pinned flows\n")
+}
+
+func yesOrDash(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "-"
 }
 
 func counted(n *uint64) string {

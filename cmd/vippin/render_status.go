@@ -20,6 +20,10 @@ func fillStatus(s policy.Status) policy.Status {
 	s.Warnings = filled(s.Warnings)
 	s.UnpinnedWithoutPin = filledMap(s.UnpinnedWithoutPin)
 	s.ConnectionsRefused = filledMap(s.ConnectionsRefused)
+	if s.Fastpath != nil {
+		state := fillFastpath(*s.Fastpath)
+		s.Fastpath = &state
+	}
 	return s
 }
 
@@ -61,6 +65,11 @@ func showStatus(o *output, s policy.Status, now time.Time) error {
 	}
 	if len(s.UnpinnedWithoutPin) > 0 {
 		if err := o.printf("\npackets that no pin answers for: %s\n", reasons(s.UnpinnedWithoutPin)); err != nil {
+			return err
+		}
+	}
+	if s.Fastpath != nil {
+		if err := o.printf("\n%s\n", fastpathInWords(o, *s.Fastpath)); err != nil {
 			return err
 		}
 	}

@@ -42,7 +42,43 @@ func (c *cli) fastpathList() *cobra.Command {
 	return c.withJSON(&cobra.Command{
 		Use: "ls", Aliases: []string{"list", "show"}, Short: "Show the fast path",
 		Long: `Show whether the fast path is on and forwards, on which interfaces, how many
-connections it knows, and what became of the packets that came in there.`,
+connections it knows, and what became of the packets that came in there.
+
+Packets take the stack because of:
+
+    closed         the fast path is closed, or the daemon gives no sign of life
+    device         the interface does not take it any more
+    not_ip         something else than IP
+    other_host     the frame is not to the interface's own MAC
+    protocol       neither TCP nor UDP, or IPv6 extension headers
+    options        IPv4 options
+    fragment       a fragment
+    ttl            the TTL runs out
+    flags          SYN, FIN or RST
+    miss           the connection is not known: it is young, or cannot be learnt
+    stale          something changed since it was learnt
+    recheck        it is its turn to ask the firewall again
+    drift          TCP, too far from what conntrack saw last
+    hop_gone       the neighbour changed, or is gone
+    too_big        larger than the MTU there
+    no_room        no room for another VLAN tag
+
+A packet that takes the stack and leaves by one of the interfaces shows how its
+connection is forwarded. It teaches nothing because of:
+
+    no_note           it did not come in there: tags may be stripped by the NIC
+    generation        something changed while it was under way
+    no_conntrack      conntrack does not know it
+    not_established   there was no answer yet, or it is ending
+    helper            a conntrack helper or an offload has to do with it
+    not_liberal       TCP: conntrack is being told to watch its windows no more
+    not_pinned        it is not pinned, and fastpath.all is false
+    not_acked         sync.mode strict: the peer does not have it yet
+    changed           it was changed by more than conntrack and routing
+    packet            this one alone does not qualify
+    full              no room
+
+It works without a daemon too, but nothing is forwarded then.`,
 		Example: `  vippin fastpath ls
   vippin fastpath ls -j | jq .packets`,
 		Args: cobra.NoArgs,
@@ -62,8 +98,8 @@ connections it knows, and what became of the packets that came in there.`,
 const fastpathSwitchHelp = `
 
 No connection breaks: packets take one way or the other. The switch outlives
-restarts, and beats the configuration until "vippin fastpath reset". It needs the
-daemon: without one nobody would notice changes, and there is no fast path.`
+restarts, and beats the configuration until "vippin fastpath reset". The daemon
+must run: without it nobody would notice changes, and there is no fast path.`
 
 func (c *cli) fastpathSwitch(action toggleAction, short, long string) *cobra.Command {
 	return c.withJSON(&cobra.Command{

@@ -76,7 +76,9 @@ func (c *cli) flows() *cobra.Command {
 		Long: `List every connection that has a mapping: the inside host (client), the address
 the world sees (public), the other end (remote) and the address by which this
 router's conntrack knows it (local). Packets and bytes come from conntrack and
-need net.netfilter.nf_conntrack_acct=1. For ping the port is the query id.
+need net.netfilter.nf_conntrack_acct=1; those of the fast path are added. FAST
+says whether the fast path knows the connection. For ping the port is the query
+id.
 
 It works without a daemon too. With -j one JSON object a line.`,
 		Example: `  vippin flows
