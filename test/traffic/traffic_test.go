@@ -305,3 +305,64 @@ func TestCaptureTellsDirections(t *testing.T) {
 		t.Errorf("%d frames of the router's own came in", len(wrong))
 	}
 }
+
+// A drive goes on sending while nothing is answered, and tells the gap.
+func TestDriveDoesNotWait(t *testing.T) {
+	l, server, ctx := network(t, "drive", lab.Options{Hosts: 1})
+	d, err := traffic.StartDrive(ctx, l.Hosts[0].Do, traffic.FlowOptions{ID: "driven", Remote: server4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Stop()
+	grown := func(what string, count func(traffic.DriveReport) uint64) {
+		t.Helper()
+		before := count(d.Report())
+		if err := lab.Await(ctx, what, func() (bool, error) { return count(d.Report()) >= before+50, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sent := func(r traffic.DriveReport) uint64 { return r.Sent }
+	answered := func(r traffic.DriveReport) uint64 { return r.Answered }
+	grown("answers", answered)
+	if err := l.Server.NFT(ctx, "table inet deaf { chain input { type filter hook input priority filter; udp dport 7000 drop; }; }"); err != nil {
+		t.Fatal(err)
+	}
+	d.Mend()
+	grown("requests without answers", sent)
+	if err := l.Server.NFT(ctx, "delete table inet deaf"); err != nil {
+		t.Fatal(err)
+	}
+	grown("answers again", answered)
+	report := d.Report()
+	if report.LongestGap < 40*time.Millisecond || len(report.Sources) != 1 {
+		t.Errorf("%+v, want a gap of 50 requests and one source", report)
+	}
+	if seen := server.Stream("driven"); seen.Missing == 0 || seen.Packets == 0 {
+		t.Errorf("the server saw %+v", seen)
+	}
+}
+
+// Transfers follow each other over one connection, which the caller ends.
+func TestLineCarriesSeveralTransfers(t *testing.T) {
+	l, _, ctx := network(t, "line", lab.Options{Hosts: 1})
+	line, err := traffic.OpenLine(ctx, l.Hosts[0].Do, netip.AddrPortFrom(netip.Addr{}, 4000), server6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, transfer := range []func(int64) (traffic.Bulk, error){line.Put, line.Get, line.Put} {
+		bulk, err := transfer(1 << 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bulk.Source != line.Source || bulk.Source.Port() != 4000 || bulk.Octets != 1<<20 {
+			t.Errorf("%+v over a connection from %s", bulk, line.Source)
+		}
+	}
+	if err := line.Reset(); err != nil {
+		t.Error(err)
+	}
+	counts, err := traffic.Counters(l.Hosts[0].Do)
+	if err != nil || counts["TcpOutRsts"] != 1 {
+		t.Errorf("%d segments with RST were sent (%v), want 1", counts["TcpOutRsts"], err)
+	}
+}
