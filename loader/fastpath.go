@@ -28,6 +28,7 @@ type Fastpath struct {
 	log     *slog.Logger
 	maps    fastMaps
 	tables  *fastTables
+	follow  *fastFollow
 	forward *ebpf.Program // XDP; nil after OpenFastpath
 	learn   *ebpf.Program // tc egress; nil after OpenFastpath
 

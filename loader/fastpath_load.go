@@ -66,7 +66,7 @@ func (d *Dataplane) NewFastpath(opts FastpathOptions) (*Fastpath, error) {
 }
 
 func (d *Dataplane) newFastpath(opts FastpathOptions) *Fastpath {
-	f := &Fastpath{plane: d, opts: opts, log: opts.Log, tables: &fastTables{},
+	f := &Fastpath{plane: d, opts: opts, log: opts.Log, tables: &fastTables{}, follow: newFastFollow(),
 		numbers: make(map[int]uint8), told: make(map[string]string)}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)

@@ -3,8 +3,20 @@
 package loader
 
 import (
-	"github.com/cilium/ebpf"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"vippin/bpf"
 	"vippin/policy"
 )
 
@@ -27,25 +39,161 @@ type fastMaps struct {
 
 // fastTables are fast4, fast6 and fast_state, mapped into this process: what is read
 // and written there needs no system call, and nothing is copied.
-type fastTables struct{}
+type fastTables struct {
+	four   []bpf.FastpathFast4Bucket
+	six    []bpf.FastpathFast6Bucket
+	state  *bpf.FastpathFastState
+	mapped [][]byte
+	ticks  *tickClock
 
-// mapFastTables maps them; close unmaps.
-func mapFastTables(maps *fastMaps) (*fastTables, error) { return &fastTables{}, nil }
+	mu     sync.Mutex // of who writes state
+	last   uint32     // generation
+	open   bool
+	paused bool // closed for a moment, whatever open says
+}
 
-func (t *fastTables) close() error { return nil }
+// mapFastTables maps them; close unmaps, when nobody uses them any more. The last
+// generation is at random: those that entries of an earlier start have cannot come
+// again while such an entry is valid, which is half a minute.
+func mapFastTables(maps *fastMaps) (t *fastTables, err error) {
+	t = &fastTables{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("map the fast path's tables: %w", err), t.close())
+			t = nil
+		}
+	}()
+	if t.ticks, err = newTickClock(); err != nil {
+		return t, err
+	}
+	if t.four, err = mapArray[bpf.FastpathFast4Bucket](t, maps.Fast4); err != nil {
+		return t, err
+	}
+	if t.six, err = mapArray[bpf.FastpathFast6Bucket](t, maps.Fast6); err != nil {
+		return t, err
+	}
+	states, err := mapArray[bpf.FastpathFastState](t, maps.State)
+	if err != nil {
+		return t, err
+	}
+	t.state = &states[0]
+	var octets [4]byte
+	_, _ = rand.Read(octets[:]) // it never fails
+	t.last = binary.NativeEndian.Uint32(octets[:])
+	t.open = atomic.LoadUint32(&t.state.Generation) != 0
+	return t, nil
+}
 
-// setOpen makes a generation that no entry has, or none.
-func (t *fastTables) setOpen(open bool) {}
+// mapArray maps a mappable array map. T is a multiple of 8 octets.
+func mapArray[T any](t *fastTables, m *ebpf.Map) ([]T, error) {
+	var one T
+	size := int(m.MaxEntries()) * int(unsafe.Sizeof(one))
+	if uintptr(m.ValueSize()) != unsafe.Sizeof(one) || size == 0 {
+		return nil, fmt.Errorf("%s has values of %d octets, want %d", mapName(m), m.ValueSize(), unsafe.Sizeof(one))
+	}
+	page := os.Getpagesize()
+	memory, err := unix.Mmap(m.FD(), 0, (size+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", mapName(m), err)
+	}
+	t.mapped = append(t.mapped, memory)
+	return unsafe.Slice((*T)(unsafe.Pointer(&memory[0])), m.MaxEntries()), nil
+}
+
+func (t *fastTables) close() error {
+	if t == nil {
+		return nil
+	}
+	var errs []error
+	for _, memory := range t.mapped {
+		errs = append(errs, unix.Munmap(memory))
+	}
+	*t = fastTables{ticks: t.ticks}
+	return errors.Join(append(errs, t.ticks.Close())...)
+}
+
+// setOpen makes a generation that no valid entry has, or none: closed.
+func (t *fastTables) setOpen(open bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.open = open
+	t.next()
+}
 
 // bump makes the next generation; closed stays closed.
-func (t *fastTables) bump() {}
+func (t *fastTables) bump() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next()
+}
 
-// valid is how many entries packets may take, of both families.
-func (t *fastTables) valid() (int, error) { return 0, nil }
+// pause closes the fast path until it is called again with false.
+func (t *fastTables) pause(on bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.paused = on
+	t.next()
+}
 
-// Flows is what the fast path has done for each flow that it has an entry for,
-// under the ends of its conntrack entry's original tuple (zone 0).
-func (f *Fastpath) Flows() (map[policy.FlowKey]policy.FastpathFlow, error) { return nil, nil }
+// next is called with mu. The time is there before the generation that it is about.
+func (t *fastTables) next() {
+	generation := uint32(0)
+	if t.open && !t.paused {
+		if t.last++; t.last == 0 {
+			t.last++
+		}
+		generation = t.last
+	}
+	atomic.StoreUint64(&t.state.BumpedNs, uint64(Monotonic()))
+	atomic.StoreUint32(&t.state.Generation, generation)
+}
 
-// Forget voids the entries of flows that ended, both directions.
-func (f *Fastpath) Forget(flows []policy.FlowKey) error { return nil }
+// generation is the one in force; 0: closed.
+func (t *fastTables) generation() uint32 { return atomic.LoadUint32(&t.state.Generation) }
+
+// setPace says how long an entry is valid at most. Those learnt before keep what
+// they have.
+func (t *fastTables) setPace(pace time.Duration) { atomic.StoreUint64(&t.state.PaceNs, uint64(pace)) }
+
+func (t *fastTables) pace() time.Duration { return time.Duration(atomic.LoadUint64(&t.state.PaceNs)) }
+
+// each hands every entry to yield, until it returns false, while packets come and go.
+func (t *fastTables) each(yield func(fastEntry) bool) {
+	for i := range t.four {
+		for way := range t.four[i].Way {
+			if !yield((*fast4Entry)(&t.four[i].Way[way])) {
+				return
+			}
+		}
+	}
+	for i := range t.six {
+		for way := range t.six[i].Way {
+			if !yield((*fast6Entry)(&t.six[i].Way[way])) {
+				return
+			}
+		}
+	}
+}
+
+// find is the entry of packets that come in like this in a place; nil: none.
+func (t *fastTables) find(in *policy.FlowKey, place uint32) fastEntry {
+	place, ports := entryPlace(in, place), fastPorts(in)
+	if fastIs4(in) {
+		addrs := fastAddrs4(in)
+		bucket := &t.four[fast4Digest(t.state.Secret, addrs, ports, place)&uint64(len(t.four)-1)]
+		for way := range bucket.Way {
+			if e := &bucket.Way[way]; e.Addrs == addrs && e.Ports == ports && e.Place == place && atomic.LoadUint32(&e.Fate.Generation) != 0 {
+				return (*fast4Entry)(e)
+			}
+		}
+		return nil
+	}
+	src, dst := fastWords(&in.Src), fastWords(&in.Dst)
+	bucket := &t.six[fast6Digest(t.state.Secret, &src, &dst, ports, place)&uint64(len(t.six)-1)]
+	for way := range bucket.Way {
+		if e := &bucket.Way[way]; e.Ports == ports && e.Place == place && e.Src.Word == src && e.Dst.Word == dst && atomic.LoadUint32(&e.Fate.Generation) != 0 {
+			return (*fast6Entry)(e)
+		}
+	}
+	return nil
+}
