@@ -4,6 +4,7 @@ package loader
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 
@@ -53,8 +54,12 @@ func (f *Fastpath) Attach(interfaces []string) ([]policy.FastpathDevice, error) 
 		return nil, err
 	}
 	defer unlock()
+	scene, err := lookAround()
+	if err != nil {
+		return nil, fmt.Errorf("attach the fast path: %w", err)
+	}
 	f.named = interfaces
-	return f.attach()
+	return f.attach(scene)
 }
 
 // SetOpen lets packets take the fast path, or none.

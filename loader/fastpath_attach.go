@@ -26,11 +26,7 @@ type fastDeviceValue = bpf.FastpathFastDevice
 // attach puts the programs on the interfaces that are named, and writes down for
 // the programs which of them take part. What is there and is to go is closed
 // first: no packet that was rewritten must find its way out gone.
-func (f *Fastpath) attach() ([]policy.FastpathDevice, error) {
-	scene, err := lookAround()
-	if err != nil {
-		return nil, fmt.Errorf("attach the fast path: %w", err)
-	}
+func (f *Fastpath) attach(scene fastScene) ([]policy.FastpathDevice, error) {
 	if err := os.MkdirAll(filepath.Join(f.plane.dir, fastDir), 0o700); err != nil {
 		return nil, fmt.Errorf("attach the fast path: %w", err)
 	}

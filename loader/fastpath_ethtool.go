@@ -113,7 +113,12 @@ func takesFrames(ifindex int) (takes, known bool, err error) {
 		return false, false, fmt.Errorf("find the netlink family %s: %w", netdevFamily, err)
 	}
 	request := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_ACK)
-	request.AddData(&nl.Genlmsg{Command: netdevGet, Version: netdevVersion})
+	// The library sends four octets of a header that it declares as two.
+	header := struct {
+		nl.Genlmsg
+		reserved uint16
+	}{Genlmsg: nl.Genlmsg{Command: netdevGet, Version: netdevVersion}}
+	request.AddData(&header.Genlmsg)
 	request.AddData(nl.NewRtAttr(netdevIfindex, binary.NativeEndian.AppendUint32(nil, uint32(ifindex))))
 	messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
 	if err != nil {

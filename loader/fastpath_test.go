@@ -8,7 +8,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -185,18 +184,4 @@ func TestFastpathAttach(t *testing.T) {
 	if _, err := d.OpenFastpath(); !errors.Is(err, ErrNotLoaded) {
 		t.Errorf("open after Remove: %v, want ErrNotLoaded", err)
 	}
-}
-
-// otherXDP is somebody else's XDP program.
-func otherXDP(t *testing.T) *ebpf.Program {
-	t.Helper()
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, Name: "foreign", License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}, // XDP_PASS
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = program.Close() })
-	return program
 }
