@@ -20,14 +20,28 @@ func (f FastpathConfig) InterfaceWarnings(observed Observed) (warnings []string)
 			continue
 		}
 		link := observed.Links[i]
-		if link.Kind != "vlan" {
-			continue
+		switch link.Kind {
+		case "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap":
+			device := "the device that it is on"
+			if below, there := observed.below(link); there {
+				device = below.Name
+			}
+			warnings = append(warnings, fmt.Sprintf("fastpath.interfaces: %s is a %s: name %s, and all VLANs on it take the fast path", name, link.Kind, device))
+		case "bridge", "bond", "team", "vrf":
+			warnings = append(warnings, fmt.Sprintf("fastpath.interfaces: %s is a %s: the fast path runs on physical interfaces that are in none", name, link.Kind))
 		}
-		device := "the one that it is on"
-		if below := slices.IndexFunc(observed.Links, func(l Link) bool { return l.Index == link.Parent }); below >= 0 {
-			device = observed.Links[below].Name
-		}
-		warnings = append(warnings, fmt.Sprintf("fastpath.interfaces: %s is a VLAN, the fast path is for its device, with all VLANs on it: name %s", name, device))
 	}
 	return warnings
+}
+
+// below is the device that a link is on at the bottom, if it is here.
+func (o Observed) below(link Link) (Link, bool) {
+	for range 8 {
+		i := slices.IndexFunc(o.Links, func(l Link) bool { return l.Index == link.Parent })
+		if link.Parent == 0 || i < 0 {
+			break
+		}
+		link = o.Links[i]
+	}
+	return link, link.Parent == 0
 }

@@ -52,7 +52,7 @@ type Difference struct {
 	About  string `json:"about"` // which VLAN, VRID, sysctl …
 	Here   string `json:"here"`
 	There  string `json:"there"`
-	State  string `json:"state"`  // warning, error
+	State  string `json:"state"`  // error, warning, note
 	Breaks string `json:"breaks"` // what it would break at a failover
 }
 

@@ -83,3 +83,43 @@ func TestTogglesBeatTheConfiguration(t *testing.T) {
 		t.Error("With or Without changed what it was called on")
 	}
 }
+
+func TestFastpathToggle(t *testing.T) {
+	for _, on := range []bool{true, false} {
+		data, err := EncodeFastpathToggle(on)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := DecodeFastpathToggle(data); again != on || err != nil {
+			t.Errorf("%s reads as %v, %v", data, again, err)
+		}
+		if got, by := DecideFastpath(&on, !on); got != on || by != EnabledByToggle {
+			t.Errorf("%v by %s", got, by)
+		}
+		if got, by := DecideFastpath(nil, on); got != on || by != EnabledByConfig {
+			t.Errorf("%v by %s", got, by)
+		}
+	}
+	for _, text := range []string{"", "null", "{}", `{"version":1}`, `{"version":2,"enabled":true}`, `{"version":1,"enabled":1}`,
+		`{"version":1,"enabled":true,"x":1}`, `{"version":1,"enabled":true} {}`} {
+		if on, err := DecodeFastpathToggle([]byte(text)); on || err == nil {
+			t.Errorf("%q reads as %v", text, on)
+		}
+	}
+}
+
+func TestFastpathInterfaceWarnings(t *testing.T) {
+	seen := Observed{Links: []Link{{Index: 2, Name: "eth0", Kind: "device"}, {Index: 3, Name: "eth0.2", Kind: "vlan", Parent: 2},
+		{Index: 4, Name: "v.10", Kind: "macvlan", Parent: 3}, {Index: 5, Name: "br0", Kind: "bridge"}, {Index: 6, Name: "lost.7", Kind: "vlan", Parent: 99}}}
+	for name, want := range map[string]string{
+		"eth0": "", "eth0.2": "is a vlan: name eth0,", "v.10": "is a macvlan: name eth0,", "br0": "is a bridge", "lost.7": "name the device that it is on", "eth9": "no interface eth9",
+	} {
+		got := strings.Join(FastpathConfig{Interfaces: []string{name}}.InterfaceWarnings(seen), "; ")
+		if !strings.Contains(got, want) || (got == "") != (want == "") {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if got := (FastpathConfig{}).InterfaceWarnings(seen); len(got) != 1 {
+		t.Errorf("no interfaces: %q", got)
+	}
+}

@@ -37,6 +37,7 @@ func doctorController() *fakeController {
 	status := sampleStatus()
 	status.Warnings, status.Groups[0].Conflict, status.Pins = nil, "", slices.Clone(status.Pins[:2])
 	status.Groups[0].Role = policy.RoleBackup
+	status.Fastpath.Interfaces, status.Fastpath.Warnings = status.Fastpath.Interfaces[:1], nil
 	status.UnpinnedWithoutPin = map[string]uint64{"source": 12}
 	for i := range status.Pins {
 		status.Pins[i].Role, status.Pins[i].PacketsForeign = policy.RoleBackup, 0

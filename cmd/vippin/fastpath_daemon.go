@@ -97,6 +97,7 @@ func (d *daemon) SwitchFastpath(ctx context.Context, action toggleAction) (polic
 			return
 		}
 		d.fast.SetToggle(toggle)
+		d.alike.rouse()
 		on, by := policy.DecideFastpath(toggle, d.state.config.Fastpath.Enabled)
 		d.log.Info("fast path", "switched", onOff(on), "by", by.String())
 		d.hub.Publish(policy.Event{Kind: "fastpath", Detail: fmt.Sprintf("%s (%s)", onOff(on), by)})

@@ -153,6 +153,24 @@ func TestConntrackKnowsTheClient(t *testing.T) {
 	if ping.Client != "[2001:db8:a::7]:99" || ping.Packets != nil || ping.Proto != "icmpv6" {
 		t.Errorf("%+v", ping)
 	}
+	key := policy.FlowKey{Src: policy.MakeEnd(netip.MustParseAddrPort("192.168.101.7:1234")),
+		Dst: policy.MakeEnd(netip.MustParseAddrPort("192.0.2.80:443")), Proto: 6}
+	fast := fastFlows{key: {Packets: 1000, Bytes: 64000, IdleS: 0.5}}
+	tcp = view.flowStatus(mappings[0], policy.VLAN{Outer: 2}, time.Hour, alone, fast)
+	if !tcp.Fastpath || *tcp.Packets != 1007 || *tcp.Bytes != 68300 || tcp.Idle != 0.5 {
+		t.Errorf("what took the fast path is not added: %+v", tcp)
+	}
+	fast[key] = policy.FastpathFlow{IdleS: 600}
+	if again := view.flowStatus(mappings[0], policy.VLAN{Outer: 2}, time.Hour, alone, fast); again.Idle != 60 || *again.Packets != 7 {
+		t.Errorf("the stack saw it last: %+v", again)
+	}
+	for known, facts := range view {
+		facts.packets, facts.bytes = nil, nil // without nf_conntrack_acct
+		view[known] = facts
+	}
+	if again := view.flowStatus(mappings[0], policy.VLAN{Outer: 2}, time.Hour, alone, fast); again.Packets != nil || again.Bytes != nil || !again.Fastpath {
+		t.Errorf("part of its packets is told for all: %+v", again)
+	}
 	mappings[0].Remote = netip.MustParseAddrPort("192.0.2.81:443")
 	if other := view.flowStatus(mappings[0], policy.VLAN{}, time.Hour, alone, nil); other.Client != "" || other.Packets != nil {
 		t.Errorf("another flow's client: %+v", other)
@@ -187,5 +205,35 @@ func TestToggleStore(t *testing.T) {
 	left, err := os.ReadDir(store.dir)
 	if err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestFastpathToggleStore(t *testing.T) {
+	store := toggleStore{dir: filepath.Join(t.TempDir(), "state", "vippin")}
+	if err := store.SaveFastpath(nil); err != nil {
+		t.Errorf("forget none: %v", err)
+	}
+	if toggle, err := store.LoadFastpath(); toggle != nil || err != nil {
+		t.Errorf("%v, %v", toggle, err)
+	}
+	for _, on := range []bool{true, false, false} {
+		if err := store.SaveFastpath(&on); err != nil {
+			t.Fatal(err)
+		}
+		if toggle, err := store.LoadFastpath(); err != nil || toggle == nil || *toggle != on {
+			t.Errorf("%v, %v; want %v", toggle, err, on)
+		}
+	}
+	if err := store.SaveFastpath(nil); err != nil {
+		t.Error(err)
+	}
+	if toggle, err := store.LoadFastpath(); toggle != nil || err != nil {
+		t.Errorf("forgotten: %v, %v", toggle, err)
+	}
+	if err := os.WriteFile(filepath.Join(store.dir, fastpathToggleName), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if toggle, err := store.LoadFastpath(); toggle != nil || err == nil || !strings.Contains(err.Error(), "remove the file") {
+		t.Errorf("damaged: %v, %v", toggle, err)
 	}
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -299,6 +298,6 @@ func (a *alike) differences(peers []policy.PeerReport, connected []string) ([]po
 	if compared == 0 {
 		return nil, fmt.Errorf("cannot compare with peer %s: %s", found[0].Peer, found[0].There)
 	}
-	slices.SortStableFunc(found, func(x, y policy.Difference) int { return cmp.Compare(x.State, y.State) }) // error, warning
+	slices.SortStableFunc(found, parity.Worst)
 	return found, nil
 }

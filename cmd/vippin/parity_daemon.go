@@ -16,6 +16,7 @@ func (d *daemon) facts(ctx context.Context) (*parity.Facts, error) {
 	err := d.ask(ctx, func() {
 		s := &d.state
 		from.Config, from.Plan, from.Observed = s.config, s.plan, s.observed
+		from.Fastpath, _ = d.fast.wanted().decide()
 		from.Routers = s.tracker.Routers(d.env.monotonic())
 	})
 	if err != nil || len(from.Config.Sync.Peers) == 0 {

@@ -50,6 +50,9 @@ func TestShowingParity(t *testing.T) {
 		{"parity-json", &fakeController{differences: sampleDifferences()}, []string{"parity", "-j"}, 0, exitFailed},
 		{"parity-terminal", &fakeController{differences: sampleDifferences()}, []string{"parity"}, 110, exitFailed},
 		{"parity-narrow", &fakeController{differences: sampleDifferences()}, []string{"parity"}, 60, exitFailed},
+		{"parity-note", &fakeController{differences: []policy.Difference{{
+			Peer: "router-b", Check: "fastpath", About: "the fast path", Here: "on", There: "off", State: "note", Breaks: "nothing: connections go on alike",
+		}}}, []string{"parity"}, 0, exitDone},
 		{"parity-none", none, []string{"parity"}, 0, exitDone},
 		{"parity-none-json", none, []string{"parity", "-j"}, 0, exitDone},
 		{"parity-alone", alone, []string{"parity"}, 0, exitFailed},

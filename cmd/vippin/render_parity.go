@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -39,15 +40,21 @@ func showDifferences(o *output, found []policy.Difference) error {
 			return err
 		}
 	}
-	errors := parity.Errors(found)
-	return o.printf("\nerrors: %d, warnings: %d\n", errors, len(found)-errors)
+	summary := fmt.Sprintf("\nerrors: %d, warnings: %d", parity.Errors(found), parity.Count(found, parity.Warning))
+	if notes := parity.Count(found, parity.Note); notes > 0 {
+		summary += fmt.Sprintf(", notes: %d", notes)
+	}
+	return o.printf("%s\n", summary)
 }
 
 func (o *output) severity(state string) string {
-	if state == parity.Error {
+	switch state {
+	case parity.Error:
 		return o.painted(red, state)
+	case parity.Warning:
+		return o.painted(yellow, state)
 	}
-	return o.painted(yellow, state)
+	return o.painted(noPaint, state)
 }
 
 // showAside writes both sides beside each other.

@@ -158,14 +158,16 @@ func TestRefusedChange(t *testing.T) {
 	}
 	control := sampleController()
 	b.serveAs(control, access{self: uint32(os.Geteuid()) + 1, group: func() string { return "vippin" }, accounts: fakeAccounts{}})
-	for _, args := range []string{"pin on 2", "reload"} {
+	for _, args := range []string{"pin on 2", "fastpath off", "reload"} {
 		code, _, stderr := b.run(strings.Fields(args)...)
 		if code != exitFailed || !strings.Contains(stderr, "may look but not change") || !strings.Contains(stderr, "control.group") {
 			t.Errorf("%s: exit code %d, %q", args, code, stderr)
 		}
 	}
-	if code, _, stderr := b.run("pin", "ls"); code != exitDone {
-		t.Errorf("looking is refused: %s", stderr)
+	for _, noun := range []string{"pin", "fastpath"} {
+		if code, _, stderr := b.run(noun, "ls"); code != exitDone {
+			t.Errorf("looking is refused: %s", stderr)
+		}
 	}
 }
 

@@ -60,6 +60,12 @@ func TestExitCodes(t *testing.T) {
 		{"vers", exitDone, ""},
 		{"pi l", exitFailed, "nothing is loaded"},
 		{"p l", exitUsage, "unknown verb"}, // pin or peers
+		{"fastpath", exitUsage, "Usage:"},
+		{"fastpath on 2", exitUsage, "unknown command"},
+		{"fastpath bogus", exitUsage, "unknown verb"},
+		{"fastpath on", exitFailed, "no daemon runs"},
+		{"fastpath reset", exitFailed, "no daemon runs"},
+		{"fastpath ls", exitFailed, "nothing is loaded"},
 		{"peers extra", exitUsage, "unknown command"},
 		{"peers", exitFailed, "no daemon runs"},
 		{"keygen extra", exitUsage, "unknown command"},

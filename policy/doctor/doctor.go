@@ -81,6 +81,7 @@ var checks = []check{
 	{"masquerade", checkMasquerade},
 	{"snat", checkSNAT},
 	{"flow_offload", checkOffload},
+	{"fastpath", checkFastpath},
 	{"conntrack_max", checkConntrackMax},
 	{"max_flows", checkMaxFlows},
 	{"conntrack_events", checkEvents},

@@ -83,7 +83,7 @@ func checkStatus(v *view) []Finding {
 	}
 	var found []Finding
 	for _, text := range v.Daemon.Status.Warnings {
-		if !strings.HasSuffix(text, waits) {
+		if !strings.HasSuffix(text, waits) && !strings.HasPrefix(text, fastpathWord) {
 			found = append(found, warning(lines("# change it as told, then:", "vippin check && vippin reload"), "%s", text))
 		}
 	}

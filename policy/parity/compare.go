@@ -13,14 +13,15 @@ import (
 )
 
 // How bad a difference is. Error: a failover breaks connections. Warning: it may
-// break some, or hides what happens.
+// break some, or hides what happens. Note: it may be meant so, and breaks nothing.
 const (
 	Error   = "error"
 	Warning = "warning"
+	Note    = "note"
 )
 
 // ranks is the order of checks that are equally bad: what breaks most comes first.
-var ranks = []string{"vlan", "interface", "group", "vrid", "vip", "pin", "nat", "forwarding", "network", "sync", "sysctl", "mtu", "tier", "version", "clock", "facts"}
+var ranks = []string{"vlan", "interface", "group", "vrid", "vip", "pin", "nat", "forwarding", "network", "sync", "sysctl", "mtu", "tier", "version", "clock", "facts", "fastpath"}
 
 // nothing is shown for what one router does not have.
 const nothing = "-"
@@ -43,22 +44,24 @@ func Compare(own, peer Facts, name string, receivedAt time.Time) []policy.Differ
 	c.clocks(receivedAt)
 	c.leftOut()
 	slices.SortStableFunc(c.found, func(a, b policy.Difference) int {
-		return cmp.Or(cmp.Compare(badness(a), badness(b)), cmp.Compare(slices.Index(ranks, a.Check), slices.Index(ranks, b.Check)))
+		return cmp.Or(Worst(a, b), cmp.Compare(slices.Index(ranks, a.Check), slices.Index(ranks, b.Check)))
 	})
 	return c.found
 }
 
-func badness(d policy.Difference) int {
-	if d.State == Error {
-		return 0
-	}
-	return 1
+// Worst orders by how bad differences are, the worst first.
+func Worst(a, b policy.Difference) int {
+	states := []string{Error, Warning, Note}
+	return cmp.Compare(slices.Index(states, a.State), slices.Index(states, b.State))
 }
 
 // Errors counts the differences that break connections.
-func Errors(list []policy.Difference) (n int) {
+func Errors(list []policy.Difference) int { return Count(list, Error) }
+
+// Count counts those that are so bad.
+func Count(list []policy.Difference, state string) (n int) {
 	for _, d := range list {
-		if d.State == Error {
+		if d.State == state {
 			n++
 		}
 	}

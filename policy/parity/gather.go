@@ -18,6 +18,7 @@ type Sources struct {
 	Protocol [2]uint32
 	Tier     string
 	Config   *policy.Config
+	Fastpath bool // it is switched on
 	Plan     policy.Plan
 	Observed policy.Observed
 	Routers  []policy.VRRPStatus
@@ -29,7 +30,7 @@ func Gather(s Sources) Facts {
 	f := Facts{
 		Format: Format, Node: s.Config.Node, Version: s.Version, Protocol: s.Protocol, Tier: s.Tier,
 		Kernel: s.Likeness.Kernel, Clock: s.Likeness.Clock, NAT: s.Likeness.NAT, Unread: s.Likeness.Unread,
-		Options: options(s.Config), Sysctls: make(map[string]string),
+		Options: options(s), Sysctls: make(map[string]string),
 	}
 	for name, value := range s.Likeness.Sysctls {
 		if !strings.Contains(name, "/conf/") || name == "net/ipv6/conf/all/forwarding" {
@@ -62,14 +63,15 @@ func Gather(s Sources) Facts {
 }
 
 // options are those whose values both routers should have.
-func options(c *policy.Config) map[string]string {
+func options(s Sources) map[string]string {
+	c := s.Config
 	prefixes := slices.Clone(c.Sync.Ignore)
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	protocols := slices.Sorted(slices.Values(c.Sync.Protocols))
 	all := map[string]string{
 		"sync.mode": string(c.Sync.Mode), "sync.scope": string(c.Sync.Scope), "sync.protocols": strings.Join(protocols, ", "),
 		"sync.ignore": joined(prefixes), "sync.expect": fmt.Sprint(c.Sync.Expect),
-		"dataplane.max_flows": fmt.Sprint(c.Dataplane.MaxFlows),
+		"dataplane.max_flows": fmt.Sprint(c.Dataplane.MaxFlows), "fastpath": onOff(s.Fastpath),
 	}
 	for name, d := range map[string]time.Duration{
 		"sync.standby_timeout": c.Sync.StandbyTimeout, "sync.delete_hold": c.Sync.DeleteHold, "sync.strict_timeout": c.Sync.StrictTimeout,
@@ -78,6 +80,13 @@ func options(c *policy.Config) map[string]string {
 		all[name] = d.String()
 	}
 	return all
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
 }
 
 func joined[T interface{ String() string }](list []T) string {

@@ -231,6 +231,7 @@ func TestDifferences(t *testing.T) {
 		"protocol": {func(s *Sources) { s.Config.Sync.Protocols = []string{"udp", "tcp"} }, "error sync: sync.protocols: icmp, icmpv6, other, tcp, udp | tcp, udp"},
 		"strict":   {func(s *Sources) { s.Config.Sync.Mode = policy.SyncStrict }, "warning sync: sync.mode: async | strict"},
 		"room":     {func(s *Sources) { s.Config.Dataplane.MaxFlows = 10 }, "warning sync: dataplane.max_flows: 262144 | 10"},
+		"fastpath": {func(s *Sources) { s.Fastpath = true }, "note fastpath: the fast path: off | on"},
 		"tier":     {func(s *Sources) { s.Tier = "tcx+marks" }, "warning tier: the dataplane: tcx on Linux 6.12.3 | tcx+marks on Linux 6.12.4"},
 		"version":  {func(s *Sources) { s.Version = "1.1" }, "warning version: vippin: 1.0 | 1.1"},
 		"clock": {func(s *Sources) { s.Likeness.Clock = policy.Clock{Time: noon.Add(-3 * time.Minute)} },

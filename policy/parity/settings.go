@@ -60,6 +60,7 @@ var ofOption = map[string]string{
 	"sync.ready_timeout":   "how long a router that comes back waits for the connections depends on which one it is",
 	"sync.no_rst":          "how long a new MASTER leaves unknown connections without an RST depends on which router it is",
 	"dataplane.max_flows":  "the router where it is less may not hold all connections of the other: the rest break at a failover to it",
+	"fastpath":             "nothing: connections go on alike, but slower where the fast path is off",
 	"vrrp.lease":           "how soon a router without a living daemon stops pinning depends on which one it is",
 }
 
@@ -74,10 +75,14 @@ func (c *comparison) options() {
 			continue
 		}
 		state := Warning
-		if slices.Contains(breaking, name) {
+		check, about := "sync", name
+		switch {
+		case name == "fastpath":
+			state, check, about = Note, name, "the fast path"
+		case slices.Contains(breaking, name):
 			state = Error
 		}
-		c.add(state, "sync", name, here, there, cmp.Or(ofOption[name], "the routers treat connections otherwise"))
+		c.add(state, check, about, here, there, cmp.Or(ofOption[name], "the routers treat connections otherwise"))
 	}
 }
 
