@@ -85,8 +85,11 @@ static __always_inline bool begin_writing(struct fast_fate *fate, __u32 *was)
 }
 
 /* Counters go on unless another flow had the entry, or one that has ended. */
-static __always_inline void end_writing(struct fast_fate *fate, const struct fast_fate *new, bool goes_on)
+static __always_inline void end_writing(struct fast_fate *fate, const struct fast_fate *new, bool goes_on,
+					__u32 now)
 {
+	__u64 packets = goes_on ? fate->packets_seen & ~0xffffULL : 0;
+
 	fate->new_ports = new->new_ports;
 	fate->ack = new->ack;
 	fate->l3_diff = new->l3_diff;
@@ -94,10 +97,9 @@ static __always_inline void end_writing(struct fast_fate *fate, const struct fas
 	fate->hop = new->hop;
 	fate->pin = new->pin;
 	fate->until = new->until;
-	if (!goes_on) {
-		fate->packets_seen = 0;
+	fate->packets_seen = packets | (now & 0xffff);
+	if (!goes_on)
 		fate->bytes = 0;
-	}
 	/* It stays void if somebody has voided it meanwhile. */
 	__sync_val_compare_and_swap(&fate->generation, FAST_WRITING, new->generation);
 }
@@ -119,7 +121,7 @@ static __always_inline bool enter4(const struct lesson *l, __u32 now)
 	e->ports = ports_of(&l->before);
 	e->place = l->place;
 	e->new_addrs = addrs_of(&l->after);
-	end_writing(&e->fate, &l->fate, known && was);
+	end_writing(&e->fate, &l->fate, known && was, now);
 	return true;
 }
 
@@ -142,7 +144,7 @@ static __always_inline bool enter6(const struct lesson *l, __u32 now)
 	e->place = l->place;
 	e->new_src = l->after.src;
 	e->new_dst = l->after.dst;
-	end_writing(&e->fate, &l->fate, known && was);
+	end_writing(&e->fate, &l->fate, known && was, now);
 	return true;
 }
 
