@@ -154,6 +154,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-retire.C:
 			d.dropRetired()
 			d.lookAround()
+			d.fast.Attach() // what tells no event: queue disciplines, features of drivers
 			d.tryReplication()
 		case <-marks.C:
 			d.lookForMarks()

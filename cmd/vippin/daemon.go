@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -104,6 +105,7 @@ type daemon struct {
 	words  *peerWords
 	alike  *alike
 	fast   *fastKeeper
+	toggle sync.Mutex     // of the fast path: one at a time
 	prober *loader.Prober // the loop's
 	tasks  *errgroup.Group
 	ctx    context.Context // of tasks
@@ -136,7 +138,7 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		state:   newCoreState(config),
 	}
 	flows := config.Dataplane.MaxFlows
-	d.fast = newFastKeeper(log, planeLoader{plane: plane, flows: flows, log: log}, config.Fastpath)
+	d.fast = newFastKeeper(log, planeLoader{plane: plane, flows: flows, log: log}, hub.Publish, config)
 	plane.TellEnds(loader.Ends{Ended: d.fast.Forget, Lost: d.fast.Bump})
 	d.ready.behind, d.flight.resetsHeld = d.hush.SetBehind, d.hush.Held
 	return d

@@ -45,9 +45,10 @@ type fastLoader interface {
 // fastKeeper keeps the fast path as it is wanted: loaded, on its interfaces and
 // open, or away. Where it cannot be had the router goes on without it.
 type fastKeeper struct {
-	log  *slog.Logger
-	load fastLoader
-	wake chan struct{} // something is wanted that may not be so yet
+	log     *slog.Logger
+	load    fastLoader
+	publish func(policy.Event)
+	wake    chan struct{} // something is wanted that may not be so yet
 
 	mu     sync.Mutex
 	want   fastWish
@@ -71,7 +72,13 @@ type fastWish struct {
 	number uint64
 	hurry  uint64 // the number of the last one that does not wait for others
 	config policy.FastpathConfig
-	toggle *bool // nil: the configuration decides
+	lease  time.Duration // vrrp.lease: how long it stays open without a sign of life
+	toggle *bool         // nil: the configuration decides
+}
+
+// another tells whether it takes another fast path than the one for w.
+func (w *fastWish) another(than *fastWish) bool {
+	return w.config.All != than.config.All || w.config.Force != than.config.Force || w.lease != than.lease
 }
 
 func (w *fastWish) decide() (on bool, by policy.EnabledBy) {
@@ -81,21 +88,21 @@ func (w *fastWish) decide() (on bool, by policy.EnabledBy) {
 // fastRun is a table that is kept up to date.
 type fastRun struct {
 	table  fastTable
-	config policy.FastpathConfig
+	wish   *fastWish // it was loaded for
 	cancel context.CancelFunc
 	ended  chan struct{}
 	err    error // why it ended
 	open   bool
 }
 
-func newFastKeeper(log *slog.Logger, load fastLoader, config policy.FastpathConfig) *fastKeeper {
-	return &fastKeeper{log: log, load: load, wake: make(chan struct{}, 1), news: make(chan struct{}), left: true,
-		want: fastWish{number: 1, hurry: 1, config: config}}
+func newFastKeeper(log *slog.Logger, load fastLoader, publish func(policy.Event), config *policy.Config) *fastKeeper {
+	return &fastKeeper{log: log, load: load, publish: publish, wake: make(chan struct{}, 1), news: make(chan struct{}), left: true,
+		want: fastWish{number: 1, hurry: 1, config: config.Fastpath, lease: config.VRRP.Lease}}
 }
 
 // Set takes a changed configuration.
-func (k *fastKeeper) Set(config policy.FastpathConfig) {
-	k.wish(true, func(w *fastWish) { w.config = config })
+func (k *fastKeeper) Set(config *policy.Config) {
+	k.wish(true, func(w *fastWish) { w.config, w.lease = config.Fastpath, config.VRRP.Lease })
 }
 
 // SetToggle takes the word of whoever switched it by hand; nil: the
@@ -244,11 +251,11 @@ func (k *fastKeeper) switchOn(ctx context.Context, wish *fastWish, broken bool) 
 	switch r := k.run; {
 	case broken:
 		err = errors.Join(fmt.Errorf("follow what changes: %w", r.err), k.end((*fastRun).leave))
-	case r != nil && (r.config.All != wish.config.All || r.config.Force != wish.config.Force):
+	case r != nil && wish.another(r.wish):
 		err = k.end((*fastRun).leave)
 	}
 	if err == nil && k.run == nil {
-		err = k.begin(ctx, wish.config)
+		err = k.begin(ctx, wish)
 	}
 	if err == nil {
 		err = k.attach(wish.config.Interfaces)
@@ -273,16 +280,17 @@ func (k *fastKeeper) report(err error) {
 	k.mu.Unlock()
 	if err != nil && !told {
 		k.log.Warn("fast path, trying again", "error", err)
+		k.publish(policy.Event{Kind: "warning", Detail: "fast path: " + failed})
 	}
 }
 
 // begin loads a fast path and follows what changes.
-func (k *fastKeeper) begin(ctx context.Context, config policy.FastpathConfig) error {
-	table, err := k.load.Load(config)
+func (k *fastKeeper) begin(ctx context.Context, wish *fastWish) error {
+	table, err := k.load.Load(wish.config)
 	if err != nil {
 		return err
 	}
-	r := &fastRun{table: table, config: config, ended: make(chan struct{})}
+	r := &fastRun{table: table, wish: wish, ended: make(chan struct{})}
 	ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx)) // until it is closed
 	go func() {
 		defer close(r.ended)
@@ -319,6 +327,11 @@ func (k *fastKeeper) setOpen(open bool) error {
 	}
 	r.open = open
 	k.log.Info("fast path", "open", open)
+	detail := "open"
+	if !open {
+		detail = "closed"
+	}
+	k.publish(policy.Event{Kind: "fastpath", Detail: detail})
 	return nil
 }
 

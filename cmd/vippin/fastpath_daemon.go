@@ -90,24 +90,23 @@ func (d *daemon) Fastpath(context.Context) (policy.FastpathState, error) { retur
 // SwitchFastpath writes the toggle down before it takes effect, as switchPins
 // does.
 func (d *daemon) SwitchFastpath(ctx context.Context, action toggleAction) (policy.FastpathState, error) {
-	var failed error
-	err := d.ask(ctx, func() {
-		toggle := action.switchOf()
-		if failed = d.store.SaveFastpath(toggle); failed != nil {
-			return
-		}
-		d.fast.SetToggle(toggle)
-		d.alike.rouse()
-		on, by := policy.DecideFastpath(toggle, d.state.config.Fastpath.Enabled)
-		d.log.Info("fast path", "switched", onOff(on), "by", by.String())
-		d.hub.Publish(policy.Event{Kind: "fastpath", Detail: fmt.Sprintf("%s (%s)", onOff(on), by)})
-	})
-	if err == nil {
-		err = failed
-	}
-	if err != nil {
+	if err := d.toggleFastpath(action.switchOf()); err != nil {
 		return policy.FastpathState{}, err
 	}
 	d.fast.Settle(ctx)
 	return d.fast.State()
+}
+
+func (d *daemon) toggleFastpath(toggle *bool) error {
+	d.toggle.Lock()
+	defer d.toggle.Unlock()
+	if err := d.store.SaveFastpath(toggle); err != nil {
+		return err
+	}
+	d.fast.SetToggle(toggle)
+	d.alike.rouse()
+	on, by := d.fast.wanted().decide()
+	d.log.Info("fast path", "switched", onOff(on), "by", by.String())
+	d.hub.Publish(policy.Event{Kind: "fastpath", Detail: fmt.Sprintf("%s (%s)", onOff(on), by)})
+	return nil
 }
