@@ -36,6 +36,7 @@ type firewallSet struct {
 	chainKey
 	flags    uint32
 	verdicts bool // a map of verdicts
+	judges   bool // by more than the elements: each has a quota or the like
 	read     bool // elements are those that it has
 	elements []firewallElement
 }
@@ -122,8 +123,13 @@ func (w *firewall) addChain(family nftables.TableFamily, a *mdnetlink.AttributeD
 	w.order = append(w.order, chain)
 }
 
-// setVerdicts is NFT_DATA_VERDICT, include/uapi/linux/netfilter/nf_tables.h.
-const setVerdicts = 0xffffff00
+// NFTA_SET_EXPR, NFTA_SET_EXPRESSIONS and NFT_DATA_VERDICT,
+// include/uapi/linux/netfilter/nf_tables.h.
+const (
+	setExpr        = 17
+	setExpressions = 18
+	setVerdicts    = 0xffffff00
+)
 
 func (w *firewall) addSet(family nftables.TableFamily, a *mdnetlink.AttributeDecoder) {
 	set := &firewallSet{chainKey: chainKey{family: family}}
@@ -137,6 +143,15 @@ func (w *firewall) addSet(family nftables.TableFamily, a *mdnetlink.AttributeDec
 			set.flags = a.Uint32()
 		case unix.NFTA_SET_DATA_TYPE:
 			set.verdicts = a.Uint32() == setVerdicts
+		case setExpr:
+			set.judges = set.judges || readExpr(a).name != "counter"
+		case setExpressions:
+			a.Nested(func(list *mdnetlink.AttributeDecoder) error {
+				for list.Next() {
+					set.judges = set.judges || readExpr(list).name != "counter"
+				}
+				return nil
+			})
 		}
 	}
 	w.sets[set.chainKey] = set

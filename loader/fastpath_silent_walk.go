@@ -294,11 +294,14 @@ func (r *firewallRule) compare(e *firewallExpr) (matches bool) {
 
 // lookup is in a set, or in a map of verdicts or values.
 func (r *firewallRule) lookup(e *firewallExpr) (fate ruleFate, matches bool) {
-	const setExpr = 0x100 // NFT_SET_EXPR
 	name := e.text(unix.NFTA_LOOKUP_SET)
 	set := r.sets[chainKey{r.at.family, r.at.table, name}]
-	if set == nil || set.flags&(unix.NFT_SET_TIMEOUT|unix.NFT_SET_EVAL|setExpr) != 0 {
+	switch {
+	case set == nil || set.flags&(unix.NFT_SET_TIMEOUT|unix.NFT_SET_EVAL) != 0:
 		r.found("set " + name + ", whose elements come and go,")
+		return goesOn, true
+	case set.judges:
+		r.found("set " + name + ", whose elements have a state,")
 		return goesOn, true
 	}
 	from, _ := e.uint32(unix.NFTA_LOOKUP_SREG)

@@ -14,11 +14,9 @@ import (
 // Of a place and of an entry's pin, bpf/fast_types.h.
 const (
 	fastTCP      uint32 = 0x80000000
-	fastPin      uint16 = 0x0fff
 	fastReturned uint16 = 0x8000
 )
 
-// fast4Entry is struct fast4, fast6Entry struct fast6.
 type (
 	fast4Entry bpf.FastpathFast4Entry
 	fast6Entry bpf.FastpathFast6Entry

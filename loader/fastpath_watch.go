@@ -42,7 +42,7 @@ type fastFollow struct {
 
 func newFastFollow() *fastFollow {
 	return &fastFollow{
-		ended: endedFlows{wake: make(chan struct{}, 1)}, hops: hopKiller{wake: make(chan struct{}, 1)},
+		ended: endedFlows{wake: make(chan struct{}, 1)}, hops: hopKiller{wake: make(chan struct{}, 1), again: hopAgain},
 		firewall: firewallWatch{wake: make(chan struct{}, 1)}, loosener: loosener{asks: make(chan looseAsk, looseMost)},
 		buffer: fastBuffer,
 	}

@@ -16,19 +16,21 @@ import (
 
 type fastHop = bpf.FastpathFastHop
 
-const (
-	// A packet that is under way may give a dead hop a new number: so long it takes
-	// at most.
-	hopAgain = 20 * time.Millisecond
-	// hopsMost is how many numbers may be given before they begin anew.
-	hopsMost = 65536 / 4 * 3 // of FAST_HOPS in bpf/fast_types.h
-)
+// hopAgain is how long a packet is under way at most, which may give a dead hop a new
+// number.
+const hopAgain = 20 * time.Millisecond
+
+// hopsMost is how many numbers may be given before they begin anew: FAST_HOPS in
+// bpf/fast_types.h, less a quarter.
+const hopsMost = 65536 / 4 * 3
 
 // hopKiller has the neighbours' addresses whose hops are to go.
 type hopKiller struct {
 	mu   sync.Mutex
 	wait map[mac]bool
 	wake chan struct{} // holds one
+
+	again time.Duration // hopAgain outside tests
 }
 
 func (k *hopKiller) add(gone []mac) {
@@ -51,22 +53,26 @@ func (k *hopKiller) take() map[mac]bool {
 	return gone
 }
 
-// killHops kills hops as they are added, and once more later, until ctx ends.
+// killHops kills hops as they are added, and once more later, and sees to it that
+// there are numbers for new ones, until ctx ends.
 func (f *Fastpath) killHops(ctx context.Context) error {
+	look := time.NewTicker(fastPoll)
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-look.C:
+			if err := f.renewHops(ctx); err != nil {
+				f.log.Error("number hops of the fast path anew", "error", err)
+			}
 		case <-f.follow.hops.wake:
-		}
-		gone := f.follow.hops.take()
-		f.killHopsOf(gone)
-		if !rest(ctx, hopAgain) {
-			return nil
-		}
-		f.killHopsOf(gone)
-		if err := f.renewHops(ctx); err != nil {
-			f.log.Error("number hops of the fast path anew", "error", err)
+			gone := f.follow.hops.take()
+			f.killHopsOf(gone)
+			if !rest(ctx, f.follow.hops.again) {
+				return nil
+			}
+			f.killHopsOf(gone)
 		}
 	}
 }
