@@ -79,11 +79,18 @@ static __always_inline enum fast_exit read_tags(struct fast_frame *f)
 	return FAST_FORWARDED;
 }
 
+/* Also of a frame in several buffers, of which the first one is seen. */
+static __always_inline bool is_whole(struct xdp_md *ctx, const struct fast_frame *f)
+{
+	return f->len <= f->end - f->l3 || f->len <= bpf_xdp_get_buff_len(ctx) - (f->l3 - f->data);
+}
+
 /* l3_len: octets of the IP header. The packet is whole, what Ethernet pads it with
  * stands behind it, and no length contradicts another one: conntrack would not
  * take such a packet for the flow's.
  */
-static __always_inline enum fast_exit read_transport(struct fast_frame *f, __u8 proto, __u32 l3_len)
+static __always_inline enum fast_exit read_transport(struct xdp_md *ctx, struct fast_frame *f, __u8 proto,
+						     __u32 l3_len)
 {
 	void *l4 = f->l3 + l3_len;
 	struct udphdr *udp = l4;
@@ -91,7 +98,7 @@ static __always_inline enum fast_exit read_transport(struct fast_frame *f, __u8 
 	__u32 tcp_len;
 
 	f->tcp = proto == IPPROTO_TCP;
-	if (f->len > f->end - f->l3)
+	if (!is_whole(ctx, f))
 		return FAST_NOT_IP;
 	if (f->tcp) {
 		if ((void *)(tcp + 1) > f->end)
@@ -113,7 +120,7 @@ static __always_inline enum fast_exit read_transport(struct fast_frame *f, __u8 
 	return FAST_FORWARDED;
 }
 
-static __always_inline enum fast_exit read_ipv4(struct fast_frame *f)
+static __always_inline enum fast_exit read_ipv4(struct xdp_md *ctx, struct fast_frame *f)
 {
 	struct iphdr *ip = f->l3;
 
@@ -130,10 +137,10 @@ static __always_inline enum fast_exit read_ipv4(struct fast_frame *f)
 	f->len = bpf_ntohs(ip->tot_len);
 	f->ttl = ip->ttl;
 	f->tos = ip->tos;
-	return read_transport(f, ip->protocol, sizeof(*ip));
+	return read_transport(ctx, f, ip->protocol, sizeof(*ip));
 }
 
-static __always_inline enum fast_exit read_ipv6(struct fast_frame *f)
+static __always_inline enum fast_exit read_ipv6(struct xdp_md *ctx, struct fast_frame *f)
 {
 	struct ipv6hdr *ip = f->l3;
 
@@ -146,7 +153,7 @@ static __always_inline enum fast_exit read_ipv6(struct fast_frame *f)
 	f->len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	f->ttl = ip->hop_limit;
 	f->tos = bpf_ntohs(*(__be16 *)ip) >> 4;
-	return read_transport(f, ip->nexthdr, sizeof(*ip));
+	return read_transport(ctx, f, ip->nexthdr, sizeof(*ip));
 }
 
 /* Makes room for as many tags as there will be, or takes it away. */

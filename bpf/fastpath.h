@@ -92,7 +92,7 @@ static __always_inline enum fast_exit take_hop(struct xdp_md *ctx, struct fast_f
 
 static __always_inline enum fast_exit forward_ipv4(struct xdp_md *ctx, struct fast_frame *f)
 {
-	enum fast_exit exit = read_ipv4(f);
+	enum fast_exit exit = read_ipv4(ctx, f);
 	struct fast4_bucket *bucket;
 	struct iphdr *ip = f->l3;
 	struct fast4 *e;
@@ -112,7 +112,7 @@ static __always_inline enum fast_exit forward_ipv4(struct xdp_md *ctx, struct fa
 
 static __always_inline enum fast_exit forward_ipv6(struct xdp_md *ctx, struct fast_frame *f)
 {
-	enum fast_exit exit = read_ipv6(f);
+	enum fast_exit exit = read_ipv6(ctx, f);
 	const struct addr *src, *dst;
 	struct fast6_bucket *bucket;
 	struct ipv6hdr *ip = f->l3;
