@@ -167,7 +167,7 @@ enum fast_refusal {
 	REFUSED_NOT_ACKED, /* strict: the peer does not have it */
 	REFUSED_CHANGED, /* addresses, TTL, traffic class or way are not what conntrack and routing alone make */
 	REFUSED_PACKET, /* fragment, options, TCP flags */
-	REFUSED_FULL, /* no hop number left; or another CPU was just writing there */
+	REFUSED_FULL, /* no hop number left; or no entry, until the next tick */
 	REFUSALS,
 };
 

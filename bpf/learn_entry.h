@@ -53,27 +53,38 @@ static __always_inline void note_diffs(struct lesson *l)
 	l->fate.l4_diff = fold16(addrs + (__u32)~old + new);
 }
 
-/* How well an entry can be done without: void, or else idle for that many ticks. */
-static __always_inline __u32 idle_for(const struct fast_fate *fate, __u32 now)
+/* How well an entry can be done without. 0: not at all; it is valid, or was until so
+ * lately that XDP may be at work with it.
+ */
+static __always_inline __u32 spare(const struct fast_fate *fate, __u32 place, __u32 now)
 {
 	__s32 idle = now - fate->until;
 
-	return fate->generation ? idle > 0 ? idle : 0 : ~0U;
+	if (!place)
+		return ~0U; /* never used */
+	if (idle <= 0)
+		return 0;
+	return fate->generation ? idle : (1U << 31 | idle);
 }
 
-#define TAKE_OVER(bucket, now, entry)                                                                        \
+/* The entry that a new flow gets, of a bucket that does not know it. NULL: none just
+ * now; but one ends with this tick, a void one if there is any.
+ */
+#define TAKE_OVER(bucket, now)                                                                               \
 	({                                                                                                   \
-		__u32 most = idle_for(&(bucket)->way[0].fate, now), chosen = 0;                              \
+		__u32 most = 0, chosen = 0, loser = bpf_get_prandom_u32() % FAST_WAYS;                       \
                                                                                                              \
-		for (int i = 1; i < FAST_WAYS; i++) {                                                        \
-			__u32 idle = idle_for(&(bucket)->way[i].fate, now);                                  \
+		for (int i = 0; i < FAST_WAYS; i++) {                                                        \
+			__u32 spares = spare(&(bucket)->way[i].fate, (bucket)->way[i].place, now);           \
                                                                                                              \
-			if (idle > most)                                                                     \
-				most = idle, chosen = i;                                                     \
+			if (spares > most)                                                                   \
+				most = spares, chosen = i;                                                   \
+			if (!(bucket)->way[i].fate.generation)                                               \
+				loser = i;                                                                   \
 		}                                                                                            \
 		if (!most)                                                                                   \
-			chosen = bpf_get_prandom_u32();                                                      \
-		entry = &(bucket)->way[chosen % FAST_WAYS];                                                  \
+			(bucket)->way[loser].fate.until = now;                                               \
+		most ? &(bucket)->way[chosen] : NULL;                                                        \
 	})
 
 /* False: another CPU is writing there. */
@@ -114,8 +125,8 @@ static __always_inline bool enter4(const struct lesson *l, __u32 now)
 		return false;
 	e = known = fast4_find(bucket, addrs_of(&l->before), ports_of(&l->before), l->place);
 	if (!known)
-		TAKE_OVER(bucket, now, e);
-	if (!begin_writing(&e->fate, &was))
+		e = TAKE_OVER(bucket, now);
+	if (!e || !begin_writing(&e->fate, &was))
 		return false;
 	e->addrs = addrs_of(&l->before);
 	e->ports = ports_of(&l->before);
@@ -135,8 +146,8 @@ static __always_inline bool enter6(const struct lesson *l, __u32 now)
 		return false;
 	e = known = fast6_find(bucket, &l->before.src, &l->before.dst, ports_of(&l->before), l->place);
 	if (!known)
-		TAKE_OVER(bucket, now, e);
-	if (!begin_writing(&e->fate, &was))
+		e = TAKE_OVER(bucket, now);
+	if (!e || !begin_writing(&e->fate, &was))
 		return false;
 	e->src = l->before.src;
 	e->dst = l->before.dst;

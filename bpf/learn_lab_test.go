@@ -180,17 +180,10 @@ func (l *learnLab) attach(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = l.asks.Close() })
 	l.asked(t)
-	tcx := func(ifindex int, program *ebpf.Program, at ebpf.AttachType) {
-		lnk, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: program, Attach: at})
-		if err != nil {
-			t.Fatalf("attach to interface %d: %v", ifindex, err)
-		}
-		t.Cleanup(func() { _ = lnk.Close() })
-	}
-	tcx(l.out, l.VippinIngress, ebpf.AttachTCXIngress)
-	tcx(l.out, l.VippinEgress, ebpf.AttachTCXEgress)
+	attachTC(t, l.out, l.VippinIngress, ebpf.AttachTCXIngress, 1)
+	attachTC(t, l.out, l.VippinEgress, ebpf.AttachTCXEgress, 1)
 	for _, ifindex := range []int{l.lan0, l.wan0} {
-		tcx(ifindex, l.fast.VippinLearn, ebpf.AttachTCXEgress)
+		attachTC(t, ifindex, l.fast.VippinLearn, ebpf.AttachTCXEgress, 2)
 		lnk, err := link.AttachXDP(link.XDPOptions{Program: l.fast.VippinFastpath, Interface: ifindex, Flags: link.XDPDriverMode})
 		if err != nil {
 			t.Fatalf("attach XDP to interface %d: %v", ifindex, err)
@@ -198,6 +191,30 @@ func (l *learnLab) attach(t *testing.T) {
 		l.xdp = append(l.xdp, lnk)
 		t.Cleanup(func() { _ = lnk.Close() })
 	}
+}
+
+// attachTC attaches behind what is there; before Linux 6.6 by a clsact filter of this
+// priority.
+func attachTC(t *testing.T, ifindex int, program *ebpf.Program, at ebpf.AttachType, priority uint16) {
+	t.Helper()
+	lnk, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: program, Attach: at})
+	if err == nil {
+		t.Cleanup(func() { _ = lnk.Close() })
+		return
+	}
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		t.Fatalf("attach to interface %d: %v", ifindex, err)
+	}
+	attrs := netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+	mustDo(t, netlink.QdiscReplace(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "clsact"}))
+	parent := uint32(netlink.HANDLE_MIN_EGRESS)
+	if at == ebpf.AttachTCXIngress {
+		parent = netlink.HANDLE_MIN_INGRESS
+	}
+	mustDo(t, netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: ifindex, Parent: parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority},
+		Fd:          program.FD(), Name: "vippin_test", DirectAction: true,
+	}))
 }
 
 func enterNamespace(t *testing.T) netns.NsHandle {
