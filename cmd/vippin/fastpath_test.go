@@ -228,6 +228,7 @@ func TestFastpathOffFromTheStart(t *testing.T) {
 func TestFastpathToggles(t *testing.T) {
 	off, on := false, true
 	inFastpath(t, fastOn, func(t *testing.T, k *fastKeeper, kernel *fakeKernel) {
+		began := time.Now()
 		for range 2 { // switching what is so already changes nothing
 			k.SetToggle(&off)
 			k.Settle(t.Context())
@@ -242,6 +243,9 @@ func TestFastpathToggles(t *testing.T) {
 		k.SetToggle(nil)
 		k.Settle(t.Context())
 		wantFast(t, "reset", k, kernel, true, true, "")
+		if took := time.Since(began); took != 0 {
+			t.Errorf("whoever switches had to wait for %v", took)
+		}
 		config := fastOn
 		config.Enabled = false
 		k.SetToggle(&on)
