@@ -23,13 +23,18 @@ type GeneratorBenchEnds struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
+	Tags int32
+	Pad  uint32
 }
 
 type GeneratorBenchProgress struct {
 	_       structs.HostLayout
 	Packets uint64
+	Due     uint64
+	LastNs  uint64
+	LostNs  uint64
 	Flow    uint32
-	Pad     uint32
+	Random  uint32
 }
 
 type GeneratorBenchStream struct {
@@ -58,6 +63,17 @@ type GeneratorBenchStream struct {
 	Back       uint8
 	NoChecksum uint8
 	ToClients  uint8
+	Paced      uint8
+	Tags       uint8
+	_          [2]byte
+	Tag        [2]uint32
+}
+
+type GeneratorBenchVlan struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Tags    int32
+	Tag     [2]uint32
 }
 
 type GeneratorSeen uint32
@@ -74,17 +90,24 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	GeneratorMapOtherSide    = "other_side"
-	GeneratorMapSeenInside   = "seen_inside"
-	GeneratorMapSeenOutside  = "seen_outside"
-	GeneratorProgGenerate    = "generate"
-	GeneratorProgNothing     = "nothing"
-	GeneratorProgRedirect    = "redirect"
-	GeneratorProgSinkInside  = "sink_inside"
-	GeneratorProgSinkOutside = "sink_outside"
-	GeneratorVarEnds         = "ends"
-	GeneratorVarProgress     = "progress"
-	GeneratorVarStream       = "stream"
+	GeneratorMapByRoute          = "by_route"
+	GeneratorMapSeenInside       = "seen_inside"
+	GeneratorMapSeenOutside      = "seen_outside"
+	GeneratorMapSides            = "sides"
+	GeneratorProgForwardByFib    = "forward_by_fib"
+	GeneratorProgGenerate        = "generate"
+	GeneratorProgNothing         = "nothing"
+	GeneratorProgRedirectInside  = "redirect_inside"
+	GeneratorProgRedirectOutside = "redirect_outside"
+	GeneratorProgSinkInside      = "sink_inside"
+	GeneratorProgSinkOutside     = "sink_outside"
+	GeneratorVarEnds             = "ends"
+	GeneratorVarGaps             = "gaps"
+	GeneratorVarLatencies        = "latencies"
+	GeneratorVarProgress         = "progress"
+	GeneratorVarStamps           = "stamps"
+	GeneratorVarStream           = "stream"
+	GeneratorVarVlan             = "vlan"
 )
 
 // LoadGenerator returns the embedded CollectionSpec for Generator.
@@ -129,29 +152,36 @@ type GeneratorSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GeneratorProgramSpecs struct {
-	Generate    *ebpf.ProgramSpec `ebpf:"generate"`
-	Nothing     *ebpf.ProgramSpec `ebpf:"nothing"`
-	Redirect    *ebpf.ProgramSpec `ebpf:"redirect"`
-	SinkInside  *ebpf.ProgramSpec `ebpf:"sink_inside"`
-	SinkOutside *ebpf.ProgramSpec `ebpf:"sink_outside"`
+	ForwardByFib    *ebpf.ProgramSpec `ebpf:"forward_by_fib"`
+	Generate        *ebpf.ProgramSpec `ebpf:"generate"`
+	Nothing         *ebpf.ProgramSpec `ebpf:"nothing"`
+	RedirectInside  *ebpf.ProgramSpec `ebpf:"redirect_inside"`
+	RedirectOutside *ebpf.ProgramSpec `ebpf:"redirect_outside"`
+	SinkInside      *ebpf.ProgramSpec `ebpf:"sink_inside"`
+	SinkOutside     *ebpf.ProgramSpec `ebpf:"sink_outside"`
 }
 
 // GeneratorMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GeneratorMapSpecs struct {
-	OtherSide   *ebpf.MapSpec `ebpf:"other_side"`
+	ByRoute     *ebpf.MapSpec `ebpf:"by_route"`
 	SeenInside  *ebpf.MapSpec `ebpf:"seen_inside"`
 	SeenOutside *ebpf.MapSpec `ebpf:"seen_outside"`
+	Sides       *ebpf.MapSpec `ebpf:"sides"`
 }
 
 // GeneratorVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GeneratorVariableSpecs struct {
-	Ends     *ebpf.VariableSpec `ebpf:"ends"`
-	Progress *ebpf.VariableSpec `ebpf:"progress"`
-	Stream   *ebpf.VariableSpec `ebpf:"stream"`
+	Ends      *ebpf.VariableSpec `ebpf:"ends"`
+	Gaps      *ebpf.VariableSpec `ebpf:"gaps"`
+	Latencies *ebpf.VariableSpec `ebpf:"latencies"`
+	Progress  *ebpf.VariableSpec `ebpf:"progress"`
+	Stamps    *ebpf.VariableSpec `ebpf:"stamps"`
+	Stream    *ebpf.VariableSpec `ebpf:"stream"`
+	Vlan      *ebpf.VariableSpec `ebpf:"vlan"`
 }
 
 // GeneratorObjects contains all objects after they have been loaded into the kernel.
@@ -174,16 +204,18 @@ func (o *GeneratorObjects) Close() error {
 //
 // It can be passed to LoadGeneratorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GeneratorMaps struct {
-	OtherSide   *ebpf.Map `ebpf:"other_side"`
+	ByRoute     *ebpf.Map `ebpf:"by_route"`
 	SeenInside  *ebpf.Map `ebpf:"seen_inside"`
 	SeenOutside *ebpf.Map `ebpf:"seen_outside"`
+	Sides       *ebpf.Map `ebpf:"sides"`
 }
 
 func (m *GeneratorMaps) Close() error {
 	return _GeneratorClose(
-		m.OtherSide,
+		m.ByRoute,
 		m.SeenInside,
 		m.SeenOutside,
+		m.Sides,
 	)
 }
 
@@ -191,27 +223,35 @@ func (m *GeneratorMaps) Close() error {
 //
 // It can be passed to LoadGeneratorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GeneratorVariables struct {
-	Ends     *ebpf.Variable `ebpf:"ends"`
-	Progress *ebpf.Variable `ebpf:"progress"`
-	Stream   *ebpf.Variable `ebpf:"stream"`
+	Ends      *ebpf.Variable `ebpf:"ends"`
+	Gaps      *ebpf.Variable `ebpf:"gaps"`
+	Latencies *ebpf.Variable `ebpf:"latencies"`
+	Progress  *ebpf.Variable `ebpf:"progress"`
+	Stamps    *ebpf.Variable `ebpf:"stamps"`
+	Stream    *ebpf.Variable `ebpf:"stream"`
+	Vlan      *ebpf.Variable `ebpf:"vlan"`
 }
 
 // GeneratorPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadGeneratorObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GeneratorPrograms struct {
-	Generate    *ebpf.Program `ebpf:"generate"`
-	Nothing     *ebpf.Program `ebpf:"nothing"`
-	Redirect    *ebpf.Program `ebpf:"redirect"`
-	SinkInside  *ebpf.Program `ebpf:"sink_inside"`
-	SinkOutside *ebpf.Program `ebpf:"sink_outside"`
+	ForwardByFib    *ebpf.Program `ebpf:"forward_by_fib"`
+	Generate        *ebpf.Program `ebpf:"generate"`
+	Nothing         *ebpf.Program `ebpf:"nothing"`
+	RedirectInside  *ebpf.Program `ebpf:"redirect_inside"`
+	RedirectOutside *ebpf.Program `ebpf:"redirect_outside"`
+	SinkInside      *ebpf.Program `ebpf:"sink_inside"`
+	SinkOutside     *ebpf.Program `ebpf:"sink_outside"`
 }
 
 func (p *GeneratorPrograms) Close() error {
 	return _GeneratorClose(
+		p.ForwardByFib,
 		p.Generate,
 		p.Nothing,
-		p.Redirect,
+		p.RedirectInside,
+		p.RedirectOutside,
 		p.SinkInside,
 		p.SinkOutside,
 	)

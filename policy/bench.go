@@ -12,19 +12,25 @@ type BenchCase string
 
 // The cases. Each is its own router with nothing else on it.
 const (
-	BenchRedirect   BenchCase = "redirect"   // bare XDP redirect: the share of generator and sink
-	BenchForward    BenchCase = "forward"    // the kernel's forwarding, without conntrack
-	BenchConntrack  BenchCase = "conntrack"  // forwarding with conntrack
-	BenchMasquerade BenchCase = "masquerade" // nft masquerade, nothing of vippin
-	BenchSNAT       BenchCase = "snat"       // nft snat to the VIP
-	BenchEmpty      BenchCase = "tcx-empty"  // masquerade, conntrack events, and at each hook a tcx program that does nothing: the floor
-	BenchPinned     BenchCase = "vippin-tc"  // masquerade, and every flow pinned
-	BenchOff        BenchCase = "vippin-off" // masquerade, vippin loaded, the pin switched off
+	BenchDrop       BenchCase = "drop"        // dropped at the router's door: the share of generator and sink
+	BenchRedirect   BenchCase = "redirect"    // bare XDP redirect, the packet as it is
+	BenchFib        BenchCase = "xdp-fib"     // XDP: bpf_fib_lookup, TTL, MACs, redirect
+	BenchForward    BenchCase = "forward"     // the kernel's forwarding, without conntrack
+	BenchConntrack  BenchCase = "conntrack"   // forwarding with conntrack
+	BenchMasquerade BenchCase = "masquerade"  // nft masquerade, nothing of vippin
+	BenchSNAT       BenchCase = "snat"        // nft snat to the VIP
+	BenchEmpty      BenchCase = "tcx-empty"   // masquerade, conntrack events, and at each hook a tcx program that does nothing: the floor
+	BenchPinned     BenchCase = "vippin-tc"   // masquerade, and every flow pinned
+	BenchOff        BenchCase = "vippin-off"  // masquerade, vippin loaded, the pin switched off
+	BenchFast       BenchCase = "vippin-fast" // masquerade, every flow pinned, and on the fast path
 )
 
-// BenchCases are all of them, the cheapest first.
+// BenchCases are all of them, in the order in which they are shown.
 func BenchCases() []BenchCase {
-	return []BenchCase{BenchRedirect, BenchForward, BenchConntrack, BenchMasquerade, BenchSNAT, BenchEmpty, BenchPinned, BenchOff}
+	return []BenchCase{
+		BenchDrop, BenchRedirect, BenchFib, BenchForward, BenchConntrack, BenchMasquerade, BenchSNAT, BenchEmpty,
+		BenchPinned, BenchOff, BenchFast,
+	}
 }
 
 // BenchDirection is which way packets go through the router.
@@ -40,7 +46,7 @@ const (
 type BenchSetting struct {
 	Direction BenchDirection `json:"direction"`
 	Flows     int            `json:"flows"`
-	Size      int            `json:"size"`   // octets of an Ethernet frame, without its check sequence
+	Size      int            `json:"size"`   // octets of an Ethernet frame, without tags and check sequence
 	Family    string         `json:"family"` // ipv4, ipv6
 	VLAN      VLAN           `json:"vlan"`   // tags on the outside interface
 }
@@ -48,9 +54,14 @@ type BenchSetting struct {
 // BenchSample is one measurement.
 type BenchSample struct {
 	BenchSetting
-	Case  BenchCase
-	Round int     // samples of one round were taken within seconds of each other
-	Mpps  float64 // million packets that arrived, by a second of one core's time
+	Case      BenchCase
+	Round     int     // samples of one round were taken within seconds or minutes of each other
+	Mpps      float64 // million packets that arrived, by a second of one core's time
+	FlowsPerS float64 // new flows by a second of one core's time; 0: not measured
+	P50us     float64 // under way, from when the packet came; 0: not measured
+	P99us     float64
+	FastShare *float64 // of the packets took the fast path; nil: there is none
+	FlowBytes float64  // of the fast path's tables for each flow; 0: there is none
 }
 
 // BenchRow is what all rounds of a case in a setting say, one row of
@@ -59,49 +70,61 @@ type BenchRow struct {
 	Case BenchCase `json:"case"`
 	BenchSetting
 	Mpps           float64  `json:"mpps"`          // million packets by a second of one core's time, generator and sink included: median over the rounds
-	FlowsPerS      *float64 `json:"flows_per_s"`   // new flows
+	FlowsPerS      *float64 `json:"flows_per_s"`   // new flows by a second of one core's time, likewise
 	NsPerPacket    float64  `json:"ns_per_packet"` // 1000 / mpps
-	P50us          *float64 `json:"p50_us"`
+	OwnNs          *float64 `json:"own_ns"`        // generator's and sink's share of that, as the case "drop" shows
+	P50us          *float64 `json:"p50_us"`        // of the time under way, packets coming at random at load * mpps
 	P99us          *float64 `json:"p99_us"`
-	VsMasquerade   *float64 `json:"vs_masquerade"`        // median of the rates' ratios within each round
-	VsRedirect     *float64 `json:"vs_redirect"`          // likewise
-	Rounds         int      `json:"rounds"`               // measurements
-	Spread         float64  `json:"spread"`               // of the rate: quartile distance / median
-	SpreadVsMasque *float64 `json:"spread_vs_masquerade"` // of that ratio: quartile distance
-	Kernel         string   `json:"kernel"`               // as uname -r says
+	Load           float64  `json:"load"`
+	VsMasquerade   *float64 `json:"vs_masquerade"` // median of the rates' ratios within each round
+	VsRedirect     *float64 `json:"vs_redirect"`   // likewise
+	Rounds         int      `json:"rounds"`        // measurements
+	Spread         float64  `json:"spread"`        // of the rate: quartile distance / median
+	SpreadVsMasque *float64 `json:"spread_vs_masquerade"`
+	FastShare      *float64 `json:"fast_share"`     // of the packets took the fast path
+	FlowBytes      *float64 `json:"bytes_per_flow"` // of the fast path's tables
+	Kernel         string   `json:"kernel"`         // as uname -r says
 }
 
-// BenchRows sums samples up: sorted by family, size, direction, flows and then
-// case, as BenchCases has them.
-func BenchRows(samples []BenchSample, kernel string) []BenchRow {
-	groups := map[benchKey]map[int]float64{}
+// BenchReport is what was measured, where, and what to know about it.
+type BenchReport struct {
+	Rows    []BenchRow
+	Machine string   // kernel and processor
+	Notes   []string // what the reader of the rows must know
+}
+
+// BenchRows sums samples up: sorted by family, VLAN, size, direction, flows and
+// then case, as BenchCases has them.
+func BenchRows(samples []BenchSample, load float64, kernel string) []BenchRow {
+	groups := map[benchKey]map[int]BenchSample{}
 	for _, s := range samples {
 		key := benchKey{s.Case, s.BenchSetting}
 		if groups[key] == nil {
-			groups[key] = map[int]float64{}
+			groups[key] = map[int]BenchSample{}
 		}
-		groups[key][s.Round] = s.Mpps
+		groups[key][s.Round] = s
 	}
 	rows := make([]BenchRow, 0, len(groups))
-	for key, rates := range groups {
-		var all []float64
-		for _, rate := range rates {
-			all = append(all, rate)
+	for key, rounds := range groups {
+		rates := valuesOf(rounds, rateOf)
+		row := BenchRow{
+			Case: key.name, BenchSetting: key.BenchSetting, Rounds: len(rates), Kernel: kernel, Load: load, Mpps: quantile(rates, 0.5),
+			FlowsPerS: medianOf(rounds, func(s BenchSample) float64 { return s.FlowsPerS }),
+			P50us:     medianOf(rounds, func(s BenchSample) float64 { return s.P50us }),
+			P99us:     medianOf(rounds, func(s BenchSample) float64 { return s.P99us }),
+			FlowBytes: medianOf(rounds, func(s BenchSample) float64 { return s.FlowBytes }),
+			FastShare: medianShare(rounds),
 		}
-		row := BenchRow{Case: key.name, BenchSetting: key.BenchSetting, Rounds: len(all), Kernel: kernel, Mpps: quantile(all, 0.5)}
 		if row.Mpps > 0 {
 			row.NsPerPacket = 1000 / row.Mpps
-			row.Spread = quartileDistance(all) / row.Mpps
+			row.Spread = quartileDistance(rates) / row.Mpps
 		}
-		row.VsMasquerade, row.SpreadVsMasque = paired(rates, groups[benchKey{BenchMasquerade, key.BenchSetting}])
-		row.VsRedirect, _ = paired(rates, groups[benchKey{BenchRedirect, key.BenchSetting}])
+		row.VsMasquerade, row.SpreadVsMasque = paired(rounds, groups[benchKey{BenchMasquerade, key.BenchSetting}])
+		row.VsRedirect, _ = paired(rounds, groups[benchKey{BenchRedirect, key.BenchSetting}])
+		row.OwnNs = medianOf(groups[benchKey{BenchDrop, key.BenchSetting}], func(s BenchSample) float64 { return 1000 / s.Mpps })
 		rows = append(rows, row)
 	}
-	slices.SortFunc(rows, func(a, b BenchRow) int {
-		return cmp.Or(
-			cmp.Compare(a.Family, b.Family), cmp.Compare(a.Size, b.Size), -cmp.Compare(a.Direction, b.Direction),
-			cmp.Compare(a.Flows, b.Flows), cmp.Compare(slices.Index(BenchCases(), a.Case), slices.Index(BenchCases(), b.Case)))
-	})
+	slices.SortFunc(rows, compareBenchRows)
 	return rows
 }
 
@@ -110,13 +133,53 @@ type benchKey struct {
 	BenchSetting
 }
 
+func compareBenchRows(a, b BenchRow) int {
+	return cmp.Or(
+		cmp.Compare(a.Family, b.Family), cmp.Compare(a.VLAN.Outer, b.VLAN.Outer), cmp.Compare(a.VLAN.Inner, b.VLAN.Inner),
+		cmp.Compare(a.Size, b.Size), -cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Flows, b.Flows),
+		cmp.Compare(slices.Index(BenchCases(), a.Case), slices.Index(BenchCases(), b.Case)))
+}
+
+func rateOf(s BenchSample) float64 { return s.Mpps }
+
+func valuesOf(rounds map[int]BenchSample, of func(BenchSample) float64) (values []float64) {
+	for _, s := range rounds {
+		values = append(values, of(s))
+	}
+	return values
+}
+
+// medianOf leaves out rounds in which it was not measured; nil: that is all.
+func medianOf(rounds map[int]BenchSample, of func(BenchSample) float64) *float64 {
+	values := slices.DeleteFunc(valuesOf(rounds, of), func(v float64) bool { return v == 0 })
+	if len(values) == 0 {
+		return nil
+	}
+	m := quantile(values, 0.5)
+	return &m
+}
+
+func medianShare(rounds map[int]BenchSample) *float64 {
+	var shares []float64
+	for _, s := range rounds {
+		if s.FastShare != nil {
+			shares = append(shares, *s.FastShare)
+		}
+	}
+	if len(shares) == 0 {
+		return nil
+	}
+	m := quantile(shares, 0.5)
+	return &m
+}
+
 // paired compares the rounds that both have: what disturbed the machine in one
 // of them disturbed both.
-func paired(rates, base map[int]float64) (median, spread *float64) {
+func paired(rounds, base map[int]BenchSample) (median, spread *float64) {
 	var ratios []float64
-	for round, rate := range rates {
-		if other := base[round]; other > 0 {
-			ratios = append(ratios, rate/other)
+	for round, sample := range rounds {
+		if other := base[round].Mpps; other > 0 {
+			ratios = append(ratios, sample.Mpps/other)
 		}
 	}
 	if len(ratios) == 0 {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vippin/loader"
+	"vippin/loader/bench"
 	"vippin/policy"
 )
 
@@ -35,6 +36,8 @@ type env struct {
 	open      func(bpffs string) (dataplane, error)
 	load      func(loader.Options) (dataplane, error)
 	conntrack func(context.Context) (conntrackView, error)
+	bench     func(context.Context, bench.Options) (policy.BenchReport, error)
+	costs     func(ctx context.Context, iface string) ([]policy.ProgramCost, error)
 }
 
 // dataplane is what the verbs need of *loader.Dataplane.
@@ -91,6 +94,8 @@ func newEnv() *env {
 		open:      openDataplane,
 		load:      loadDataplane,
 		conntrack: dumpConntrack,
+		bench:     bench.Run,
+		costs:     bench.Costs,
 	}
 }
 

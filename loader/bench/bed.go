@@ -3,54 +3,20 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
-	"net/netip"
 	"os"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
 	"vippin/policy"
 )
-
-const (
-	ipv4 = "ipv4"
-	ipv6 = "ipv6"
-)
-
-// network is the addresses of a family.
-type network struct {
-	lan, unique       netip.Prefix // the router's own
-	vip               netip.Addr
-	clients, remotes  netip.Addr // the first of many
-	inside, outside   netip.Prefix
-	insideHop, outHop netip.Addr // who has them
-}
-
-var networks = map[string]network{
-	ipv4: {
-		lan: netip.MustParsePrefix("192.168.101.1/24"), unique: netip.MustParsePrefix("198.51.100.3/24"),
-		vip:     netip.MustParseAddr("198.51.100.2"),
-		clients: netip.MustParseAddr("198.18.0.1"), inside: netip.MustParsePrefix("198.18.0.0/16"),
-		remotes: netip.MustParseAddr("203.0.113.1"), outside: netip.MustParsePrefix("203.0.113.0/24"),
-		insideHop: netip.MustParseAddr("192.168.101.10"), outHop: netip.MustParseAddr("198.51.100.10"),
-	},
-	ipv6: {
-		lan: netip.MustParsePrefix("2001:db8:101::1/64"), unique: netip.MustParsePrefix("2001:db8:100::3/64"),
-		vip:     netip.MustParseAddr("2001:db8:100::2"),
-		clients: netip.MustParseAddr("2001:db8:18::1"), inside: netip.MustParsePrefix("2001:db8:18::/64"),
-		remotes: netip.MustParseAddr("2001:db8:113::1"), outside: netip.MustParsePrefix("2001:db8:113::/64"),
-		insideHop: netip.MustParseAddr("2001:db8:101::10"), outHop: netip.MustParseAddr("2001:db8:100::10"),
-	},
-}
 
 // The router's interfaces.
 const (
@@ -58,27 +24,40 @@ const (
 	wanName = "wan0"
 )
 
+// layout is what a router is built for.
+type layout struct {
+	family     string
+	vlan       policy.VLAN // of the outside
+	flows      int         // at most, new ones included
+	noChecksum bool
+}
+
 // bed is a router with a network of generator and sink on each side of it.
 type bed struct {
 	core
 	network
-	name       policy.BenchCase
-	way        way
-	family     string
-	noChecksum bool
+	layout
+	name policy.BenchCase
+	way  way
+	ctx  context.Context // ends what takes long
 
 	home, router netns.NsHandle
 	sides        [2]side // inside, outside
 	programs     bpf.GeneratorObjects
-	pin          *pinning // nil without vippin
+	pin          *pinning  // nil without vippin
+	fast         *fastpath // nil without
 	undo         []func() error
 	total        result // of the runs since it was set to zero
+	turn         uint32 // whose it is among the flows
+	strangers    int    // streams of new flows so far
 }
 
 // side is one of the router's interfaces and the network behind it.
 type side struct {
 	ns              netns.NsHandle
-	near, far       int // ifindex of the router's end, and of the other one
+	near, far       int    // ifindex of the router's end, and of the other one
+	name            string // of the interface with addresses: the router's end, or a VLAN on it
+	index           int    // its ifindex
 	nearMAC, farMAC net.HardwareAddr
 }
 
@@ -88,9 +67,9 @@ const (
 )
 
 // newBed builds a router for a case. Close it.
-func newBed(c core, name policy.BenchCase, family string, noChecksum bool) (b *bed, err error) {
+func newBed(ctx context.Context, c core, name policy.BenchCase, l layout) (b *bed, err error) {
 	b = &bed{
-		core: c, network: networks[family], name: name, way: ways[name], family: family, noChecksum: noChecksum,
+		ctx: ctx, core: c, network: networks[l.family], layout: l, name: name, way: ways[name],
 		home: netns.None(), router: netns.None(),
 	}
 	for i := range b.sides {
@@ -105,7 +84,9 @@ func newBed(c core, name policy.BenchCase, family string, noChecksum bool) (b *b
 		return b, fmt.Errorf("load generator and sink: %w", err)
 	}
 	b.undo = append(b.undo, b.programs.Close)
-	for _, step := range []func() error{b.addNamespaces, b.addSides, b.addForwarding, b.addRules, b.addEmpty, b.addPin, b.addEnds} {
+	for _, step := range []func() error{
+		b.addNamespaces, b.addSides, b.addVLAN, b.addXDP, b.addForwarding, b.addRules, b.addEmpty, b.addPin, b.addFast, b.addEnds,
+	} {
 		if err := step(); err != nil {
 			return b, err
 		}
@@ -162,51 +143,6 @@ func writeSysctl(path, value string) error {
 	return nil
 }
 
-// addSides lays the cables. The thread is in the router's namespace.
-func (b *bed) addSides() error {
-	for i, name := range []string{lanName, wanName} {
-		s := &b.sides[i]
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = name
-		err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(s.ns)})
-		if err != nil {
-			return fmt.Errorf("add %s: %w", name, err)
-		}
-		if s.near, s.nearMAC, err = setUp(name); err != nil {
-			return err
-		}
-		sink := []*ebpf.Program{b.programs.SinkInside, b.programs.SinkOutside}[i]
-		err = in(s.ns, func() (err error) {
-			if s.far, s.farMAC, err = setUp(name); err != nil {
-				return err
-			}
-			return b.attachXDP(sink, s.far, name)
-		})
-		if err != nil {
-			return err
-		}
-		if b.way.redirect {
-			err = b.attachXDP(b.programs.Redirect, s.near, name)
-		} else {
-			// A veth takes frames only with an XDP program or with GRO.
-			err = enableGRO(name)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	for i := range b.sides {
-		key, value := uint32(b.sides[i].near), uint32(b.sides[1-i].near)
-		if err := b.programs.OtherSide.Put(key, value); err != nil {
-			return fmt.Errorf("tell the redirect where to: %w", err)
-		}
-		if err := awaitCarrier(b.sides[i].near); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // in calls do in a namespace and returns from there.
 func in(ns netns.NsHandle, do func() error) error {
 	from, err := netns.Get()
@@ -224,40 +160,42 @@ func in(ns netns.NsHandle, do func() error) error {
 	return err
 }
 
-func setUp(name string) (int, net.HardwareAddr, error) {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return 0, nil, fmt.Errorf("find %s: %w", name, err)
-	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		return 0, nil, fmt.Errorf("set %s up: %w", name, err)
-	}
-	return l.Attrs().Index, l.Attrs().HardwareAddr, nil
-}
-
-// awaitCarrier waits until the kernel has noticed that both ends of a cable are
-// up: until then it drops what is sent there.
-func awaitCarrier(ifindex int) error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		l, err := netlink.LinkByIndex(ifindex)
-		if err != nil {
-			return fmt.Errorf("look at interface %d: %w", ifindex, err)
-		}
-		if l.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("wait for %s to come up: it is %s", l.Attrs().Name, l.Attrs().OperState)
-		}
-	}
-}
-
 func (b *bed) attachXDP(program *ebpf.Program, ifindex int, name string) error {
 	l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: ifindex, Flags: link.XDPDriverMode})
 	if err != nil {
 		return fmt.Errorf("attach %v to %s: %w", program, name, err)
 	}
 	b.undo = append(b.undo, l.Close)
+	return nil
+}
+
+// addXDP puts the case's own program on the router's interfaces. A veth takes
+// frames only with an XDP program, which vippin brings along, or with GRO.
+func (b *bed) addXDP() error {
+	p := b.programs
+	programs := map[xdpWay][2]*ebpf.Program{
+		xdpDrop: {p.SinkOutside, p.SinkInside}, xdpRedirect: {p.RedirectOutside, p.RedirectInside}, xdpFib: {p.ForwardByFib, p.ForwardByFib},
+	}
+	for i := range b.sides {
+		s := b.sides[i]
+		name := []string{lanName, wanName}[i]
+		if program := programs[b.way.xdp][i]; program != nil {
+			if err := b.attachXDP(program, s.near, name); err != nil {
+				return err
+			}
+		} else if err := switchOffload(name, ethtoolGRO, true); err != nil {
+			return err
+		}
+		if err := b.programs.Sides.Put(uint32(i), uint32(s.near)); err != nil {
+			return fmt.Errorf("tell the redirect where to: %w", err)
+		}
+		if err := b.programs.ByRoute.Put(uint32(s.index), uint32(s.near)); err != nil {
+			return fmt.Errorf("tell the redirect by routes where to: %w", err)
+		}
+		if err := awaitCarrier(s.near); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -271,7 +209,7 @@ func (b *bed) addEmpty() error {
 		return err
 	}
 	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-		l, err := link.AttachTCX(link.TCXOptions{Program: b.programs.Nothing, Interface: b.sides[outsideSide].near, Attach: hook})
+		l, err := link.AttachTCX(link.TCXOptions{Program: b.programs.Nothing, Interface: b.sides[outsideSide].index, Attach: hook})
 		if err != nil {
 			return fmt.Errorf("attach an empty program (it takes Linux 6.6; leave the case %s out): %w", policy.BenchEmpty, err)
 		}
@@ -280,67 +218,21 @@ func (b *bed) addEmpty() error {
 	return nil
 }
 
-// addForwarding makes a router: addresses, routes, and neighbours that nobody
-// need be asked for.
-func (b *bed) addForwarding() error {
-	for _, file := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := writeSysctl(file, "1"); err != nil {
-			return err
-		}
-	}
-	for _, s := range []struct {
-		own  netip.Prefix
-		far  netip.Prefix
-		hop  netip.Addr
-		side side
-	}{
-		{b.lan, b.inside, b.insideHop, b.sides[insideSide]},
-		{b.unique, b.outside, b.outHop, b.sides[outsideSide]},
-	} {
-		if err := addAddr(s.side.near, s.own, false); err != nil {
-			return err
-		}
-		neighbour := netlink.Neigh{
-			LinkIndex: s.side.near, State: netlink.NUD_PERMANENT, IP: s.hop.AsSlice(), HardwareAddr: s.side.farMAC,
-		}
-		if err := netlink.NeighAdd(&neighbour); err != nil {
-			return fmt.Errorf("add neighbour %s: %w", s.hop, err)
-		}
-		route := netlink.Route{LinkIndex: s.side.near, Gw: s.hop.AsSlice(), Dst: ipNet(s.far)}
-		if err := netlink.RouteAdd(&route); err != nil {
-			return fmt.Errorf("add route to %s: %w", s.far, err)
-		}
-	}
-	return addAddr(b.sides[outsideSide].near, netip.PrefixFrom(b.vip, b.vip.BitLen()), true)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// addAddr adds an address, a VIP as keepalived does: over IPv6 deprecated, so
-// that nothing chooses it by itself.
-func addAddr(ifindex int, prefix netip.Prefix, virtual bool) error {
-	addr := &netlink.Addr{IPNet: ipNet(prefix)}
-	if prefix.Addr().Is6() {
-		addr.Flags = unix.IFA_F_NODAD
-		if virtual {
-			addr.ValidLft = math.MaxUint32
-		}
-	}
-	l := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
-	if err := netlink.AddrAdd(l, addr); err != nil {
-		return fmt.Errorf("add address %s: %w", prefix, err)
+// addEnds tells the sink which addresses are which, and what tags to look for.
+func (b *bed) addEnds() error {
+	ends := bpf.GeneratorBenchEnds{Tags: int32(b.way.tags(b.vlan).count)}
+	ends.Unique.Word, ends.Vip.Word = words(b.unique.Addr()), words(b.vip)
+	if err := b.programs.Ends.Set(ends); err != nil {
+		return fmt.Errorf("tell the sink the router's addresses: %w", err)
 	}
 	return nil
 }
 
-// addEnds tells the sink which addresses are which.
-func (b *bed) addEnds() error {
-	var ends bpf.GeneratorBenchEnds
-	ends.Unique.Word, ends.Vip.Word = words(b.unique.Addr()), words(b.vip)
-	if err := b.programs.Ends.Set(ends); err != nil {
-		return fmt.Errorf("tell the sink the router's addresses: %w", err)
+// flush removes the flows of a crowded router before its namespace goes: the
+// kernel would do so in the background, while the next one is measured.
+func (b *bed) flush() error {
+	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+		return fmt.Errorf("remove the flows: %w", err)
 	}
 	return nil
 }

@@ -18,32 +18,50 @@ import (
 )
 
 // TestRun measures everything for a moment: every combination gets its row, and
-// nothing is left behind.
+// nothing is left behind. What the cases must have done is proved within Run.
 func TestRun(t *testing.T) {
-	for _, opts := range []Options{
-		{Cases: policy.BenchCases(), Flows: []int{1, 300}, Families: []string{ipv4, ipv6}, Rounds: 1, Time: 2 * time.Millisecond},
-		{Cases: []policy.BenchCase{policy.BenchMasquerade, policy.BenchRedirect}, Flows: []int{300, 1}, Families: []string{ipv4, ipv6}, Rounds: 3, Time: time.Millisecond},
-	} {
-		testRun(t, opts)
-	}
+	needRoot(t)
+	outAndBack := []policy.BenchDirection{policy.BenchOut, policy.BenchBack}
+	testRun(t, Options{
+		Settings: policy.BenchPlan(policy.BenchLists{Flows: []int{300}, Directions: outAndBack}, false), Rounds: 1, Time: 2 * time.Millisecond,
+	})
+	testRun(t, Options{
+		Cases:    []policy.BenchCase{policy.BenchMasquerade, policy.BenchRedirect, policy.BenchDrop, policy.BenchFib, policy.BenchFast},
+		Settings: policy.BenchPlan(policy.BenchLists{Flows: []int{1}, Families: []string{ipv6}, Sizes: []int{64, 1500}, Directions: outAndBack}, true),
+		Rounds:   2, Time: time.Millisecond,
+	})
 }
 
 func testRun(t *testing.T, opts Options) {
-	needRoot(t)
-	rows, err := Run(context.Background(), opts)
+	t.Helper()
+	last := Progress{}
+	opts.Progress = func(p Progress) {
+		if p.Done < last.Done {
+			t.Errorf("progress goes back from %v to %v", last, p)
+		}
+		last = p
+	}
+	report, err := Run(context.Background(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := len(opts.Cases) * 2 * 2 * 2; len(rows) != want {
-		t.Errorf("%d rows, want %d", len(rows), want)
+	opts = opts.withDefaults()
+	if want := len(opts.Cases) * len(opts.Settings); len(report.Rows) != want {
+		t.Errorf("%d rows, want %d", len(report.Rows), want)
 	}
-	for _, r := range rows {
-		if r.Mpps <= 0 || r.Rounds != opts.Rounds || r.VsMasquerade == nil || r.VsRedirect == nil || r.Kernel == "" {
+	for _, r := range report.Rows {
+		if r.Mpps <= 0 || r.Rounds != opts.Rounds || r.VsMasquerade == nil || r.VsRedirect == nil || r.OwnNs == nil || r.Kernel == "" {
 			t.Errorf("row %+v", r)
 		}
-		if r.Case == policy.BenchRedirect && *r.VsMasquerade < 1 {
-			t.Errorf("%d flows %s: the bare redirect has %.2f of masquerade's rate", r.Flows, r.Direction, *r.VsMasquerade)
+		if (r.FlowsPerS != nil) != (r.Direction == policy.BenchOut) || r.P50us == nil || r.P99us == nil || *r.P50us > *r.P99us {
+			t.Errorf("%s %s: new flows %v, latency %v, %v", r.Case, r.Direction, r.FlowsPerS, r.P50us, r.P99us)
 		}
+		if fast := r.Case == policy.BenchFast; (r.FastShare != nil) != fast || (r.FlowBytes != nil) != fast {
+			t.Errorf("%s: share of the fast path %v, octets a flow %v", r.Case, r.FastShare, r.FlowBytes)
+		}
+	}
+	if last.Done < 0.999 || report.Machine == "" {
+		t.Errorf("in the end %+v on %q", last, report.Machine)
 	}
 	nothingLeft(t)
 }
@@ -65,8 +83,12 @@ func TestInterrupt(t *testing.T) {
 	needRoot(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	opts := Options{
-		Cases: []policy.BenchCase{policy.BenchPinned}, Rounds: 1_000_000, Time: time.Millisecond,
-		Progress: func(string) { cancel() },
+		Cases: []policy.BenchCase{policy.BenchFast}, Rounds: 1_000_000, Time: time.Millisecond,
+		Progress: func(p Progress) {
+			if p.Done > 0 {
+				cancel()
+			}
+		},
 	}
 	if _, err := Run(ctx, opts); !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v, want %v", err, context.Canceled)
@@ -75,16 +97,23 @@ func TestInterrupt(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
+	with := func(change func(*policy.BenchSetting)) Options {
+		s := policy.BenchSetting{Direction: policy.BenchOut, Flows: 1, Size: 64, Family: ipv4}
+		change(&s)
+		return Options{Settings: []policy.BenchSetting{s}}
+	}
 	for want, opts := range map[string]Options{
-		`case "fast"`:      {Cases: []policy.BenchCase{"fast"}},
-		`direction "up"`:   {Directions: []policy.BenchDirection{"up"}},
-		"0 flows":          {Flows: []int{0}},
-		"200001 flows":     {Flows: []int{200_001}},
-		"61 octets":        {Sizes: []int{61}},
-		"1515 octets":      {Sizes: []int{1515}},
-		`family "ipv5"`:    {Families: []string{"ipv5"}},
-		"-1 rounds":        {Rounds: -1},
-		"9 rounds of -1ns": {Time: -1},
+		`case "fast"`:        {Cases: []policy.BenchCase{"fast"}},
+		`direction "up"`:     with(func(s *policy.BenchSetting) { s.Direction = "up" }),
+		"0 flows":            with(func(s *policy.BenchSetting) { s.Flows = 0 }),
+		"4000001 flows":      with(func(s *policy.BenchSetting) { s.Flows = 4_000_001 }),
+		"63 octets":          with(func(s *policy.BenchSetting) { s.Size = 63 }),
+		"1515 octets":        with(func(s *policy.BenchSetting) { s.Size = 1515 }),
+		`family "ipv5"`:      with(func(s *policy.BenchSetting) { s.Family = "ipv5" }),
+		"-1 rounds":          {Rounds: -1},
+		"5 rounds of -1ns":   {Time: -1},
+		"latency at 1 of":    {Load: 1},
+		"latency at -0.5 of": {Load: -0.5},
 	} {
 		if _, err := Run(context.Background(), opts); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want one about %s", err, want)
@@ -97,7 +126,7 @@ func onBed(t *testing.T, name policy.BenchCase, change func(*way), do func(*bed)
 	t.Helper()
 	needRoot(t)
 	err := onOwnCore(func(c core) error {
-		b, err := newBed(c, name, ipv4, false)
+		b, err := newBed(context.Background(), c, name, layout{family: ipv4, flows: 1000})
 		if err != nil {
 			return err
 		}
@@ -114,8 +143,10 @@ func asItIs(*way) {}
 // TestPlayCounts: what is sent arrives, is counted once, and as what it is.
 func TestPlayCounts(t *testing.T) {
 	for name, want := range map[policy.BenchCase]bpf.GeneratorSeen{
-		policy.BenchForward: bpf.GeneratorSeenSEEN_CLIENT, policy.BenchMasquerade: bpf.GeneratorSeenSEEN_UNIQUE,
-		policy.BenchPinned: bpf.GeneratorSeenSEEN_VIP, policy.BenchOff: bpf.GeneratorSeenSEEN_UNIQUE,
+		policy.BenchDrop: bpf.GeneratorSeenSEEN_CLIENT, policy.BenchRedirect: bpf.GeneratorSeenSEEN_CLIENT, policy.BenchFib: bpf.GeneratorSeenSEEN_CLIENT,
+		policy.BenchForward: bpf.GeneratorSeenSEEN_CLIENT, policy.BenchConntrack: bpf.GeneratorSeenSEEN_CLIENT,
+		policy.BenchMasquerade: bpf.GeneratorSeenSEEN_UNIQUE, policy.BenchSNAT: bpf.GeneratorSeenSEEN_VIP, policy.BenchEmpty: bpf.GeneratorSeenSEEN_UNIQUE,
+		policy.BenchPinned: bpf.GeneratorSeenSEEN_VIP, policy.BenchOff: bpf.GeneratorSeenSEEN_UNIQUE, policy.BenchFast: bpf.GeneratorSeenSEEN_VIP,
 	} {
 		onBed(t, name, asItIs, func(b *bed) error {
 			if err := b.establish(100); err != nil {

@@ -8,10 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,6 +19,8 @@ import (
 type core struct {
 	cpu       int
 	ksoftirqd string // the schedstat file of its softirq thread, "" when that is out of sight
+	apart     bool   // the kernel takes softirqs off the time of the thread that they run in
+	begun     time.Time
 }
 
 // onOwnCore calls do on a thread that ends with it: pinned to the last of its
@@ -70,7 +72,21 @@ func secludeThread() (core, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return core{}, fmt.Errorf("make the mounts private: %w", err)
 	}
-	return core{cpu: last, ksoftirqd: findKsoftirqd(last)}, nil
+	return core{cpu: last, ksoftirqd: findKsoftirqd(last), apart: softirqsApart(), begun: time.Now()}, nil
+}
+
+// softirqsApart tells whether the kernel was built with IRQ_TIME_ACCOUNTING. A
+// kernel without BTF does not say; those were built without.
+func softirqsApart() bool {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false
+	}
+	var runqueue *btf.Struct
+	if kernel.TypeByName("rq", &runqueue) != nil {
+		return false
+	}
+	return slices.ContainsFunc(runqueue.Members, func(m btf.Member) bool { return m.Name == "prev_irq_time" })
 }
 
 // findKsoftirqd finds the thread that does what a core's softirqs left undone.
@@ -93,22 +109,43 @@ func findKsoftirqd(cpu int) string {
 // which run within the thread that made the packets; when they take long the
 // kernel leaves them to ksoftirqd.
 func (c core) busy() (time.Duration, error) {
+	own, err := c.threadTime()
+	if err != nil || c.ksoftirqd == "" {
+		return own, err
+	}
+	ran, _, err := readSchedstat(c.ksoftirqd)
+	if err != nil {
+		return 0, fmt.Errorf("read ksoftirqd's CPU time: %w", err)
+	}
+	return own + ran, nil
+}
+
+// threadTime is the calling thread's, softirqs within it included: where the
+// kernel takes them off it is the time on the wall without that in which the
+// thread waited for the core. It never sleeps while it is measured.
+func (c core) threadTime() (time.Duration, error) {
+	if c.apart {
+		_, waited, err := readSchedstat("/proc/thread-self/schedstat")
+		if err != nil {
+			return 0, fmt.Errorf("read this thread's waiting time: %w", err)
+		}
+		return time.Since(c.begun) - waited, nil
+	}
 	var own unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &own); err != nil {
 		return 0, fmt.Errorf("read this thread's CPU time: %w", err)
 	}
-	total := time.Duration(own.Nano())
-	if c.ksoftirqd == "" {
-		return total, nil
-	}
-	text, err := os.ReadFile(c.ksoftirqd) // nanoseconds on the CPU, waiting, slices
+	return time.Duration(own.Nano()), nil
+}
+
+// readSchedstat reads how long a thread has been on a CPU, and waited for one.
+func readSchedstat(file string) (ran, waited time.Duration, err error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return 0, fmt.Errorf("read ksoftirqd's CPU time: %w", err)
+		return 0, 0, err
 	}
-	ran, _, _ := strings.Cut(string(text), " ")
-	ns, err := strconv.ParseInt(ran, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read ksoftirqd's CPU time in %s: %w", c.ksoftirqd, err)
+	if _, err := fmt.Sscan(string(text), (*int64)(&ran), (*int64)(&waited)); err != nil {
+		return 0, 0, fmt.Errorf("read %s: %w", file, err)
 	}
-	return total + time.Duration(ns), nil
+	return ran, waited, nil
 }

@@ -38,7 +38,7 @@ func TestGeneratedFrames(t *testing.T) {
 	for _, family := range []string{ipv4, ipv6} {
 		for _, noChecksum := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/no-checksum=%v", family, noChecksum), func(t *testing.T) {
-				b := &bed{network: networks[family], way: ways[policy.BenchForward], family: family, noChecksum: noChecksum}
+				b := &bed{network: networks[family], way: ways[policy.BenchForward], layout: layout{family: family, noChecksum: noChecksum}}
 				b.sides[insideSide].nearMAC = []byte{2, 0, 0, 0, 0, 1}
 				b.sides[outsideSide].farMAC = []byte{2, 0, 0, 0, 0, 4}
 				there, again := b.stream(flows, false), b.stream(flows, true)

@@ -14,11 +14,13 @@ import (
 
 // measurement is one rate in the making.
 type measurement struct {
-	bed    *bed
-	stream bpf.GeneratorBenchStream
-	size   int
-	result result             // of what counts: without the runs that warmed the caches
-	before loader.PinCounters // with vippin
+	bed     *bed
+	setting policy.BenchSetting
+	stream  bpf.GeneratorBenchStream
+	result  result             // of what counts: without the runs that warmed the caches
+	before  loader.PinCounters // with vippin
+	fast    uint64             // packets that had taken the fast path before those that count
+	share   *float64           // of those that count, with the fast path
 }
 
 // tries is how often a run is begun again after packets got lost: when the
@@ -29,8 +31,11 @@ const tries = 5
 // warmUp is at least how many packets go before those that count.
 const warmUp = 5000
 
+// bite is how long packets are made before it is asked how long it took.
+const bite = 250 * time.Millisecond
+
 func (b *bed) begin(setting policy.BenchSetting) (m *measurement, err error) {
-	m = &measurement{bed: b, size: setting.Size}
+	m = &measurement{bed: b, setting: setting}
 	m.stream = b.stream(setting.Flows, setting.Direction == policy.BenchBack)
 	b.total = result{}
 	if b.pin != nil {
@@ -40,33 +45,59 @@ func (b *bed) begin(setting policy.BenchSetting) (m *measurement, err error) {
 }
 
 // goOn measures for about so long. A short run before it warms the caches, with
-// every flow, and says how many packets that is.
-func (m *measurement) goOn(about time.Duration) (err error) {
-	for range tries {
-		if err = m.run(about); !errors.Is(err, errLost) {
+// every flow; the fast path learns those anew in it that it has not heard of
+// for long.
+func (m *measurement) goOn(about time.Duration) error {
+	warm, err := m.play(max(m.stream.Flows, warmUp), nil)
+	if err != nil {
+		return err
+	}
+	before, err := m.bed.forwarded()
+	if err != nil {
+		return err
+	}
+	last, sum := warm, result{}
+	for sum.busy < about {
+		packets := uint32(min(max(last.rate()*min(bite, about-sum.busy).Seconds(), batch), 1e9))
+		if last, err = m.play(packets, &sum); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("%w, %d times in a row: look what else runs on CPU %d", err, tries, m.bed.cpu)
+	after, err := m.bed.forwarded()
+	m.fast += after - before
+	m.result.add(sum)
+	return err
 }
 
-func (m *measurement) run(about time.Duration) error {
-	warm, err := m.bed.play(m.stream, m.size, max(m.stream.Flows, warmUp))
-	if err != nil {
-		return err
+// play tries again when packets got lost, whose time does not count.
+func (m *measurement) play(packets uint32, sum *result) (r result, err error) {
+	for range tries {
+		r, err = m.bed.play(m.stream, m.setting.Size, int(packets))
+		if err == nil && sum != nil {
+			sum.add(r)
+		}
+		if !errors.Is(err, errLost) {
+			return r, err
+		}
 	}
-	packets := uint32(min(max(warm.rate()*about.Seconds(), batch), 1e9))
-	r, err := m.bed.play(m.stream, m.size, packets)
-	if err != nil {
-		return err
+	return r, fmt.Errorf("%w, %d times in a row: look what else runs on CPU %d", err, tries, m.bed.cpu)
+}
+
+// steady is how long must be measured at least: with very many flows it tells in
+// the rate how often the fast path asks the stack for each.
+func (m *measurement) steady() (time.Duration, error) {
+	const many = 250_000
+	if m.bed.fast == nil || m.setting.Flows < many {
+		return 0, nil
 	}
-	m.result.add(r)
-	return nil
+	state, err := m.bed.fast.path.State()
+	return time.Duration(1.1 * state.PaceS * float64(time.Second)), err
 }
 
 // prove compares the pin's counters with what generator and sink saw: every
 // packet of a pinned flow was pinned on its way out and returned on its way
 // back, and none with the pin off. Packets may get lost before and behind it.
+// On the fast path most must have taken it.
 func (m *measurement) prove() error {
 	b := m.bed
 	if b.pin == nil {
@@ -75,6 +106,15 @@ func (m *measurement) prove() error {
 	after, err := b.pin.counters()
 	if err != nil {
 		return err
+	}
+	if b.fast != nil {
+		const most = 0.5
+		share := float64(m.fast) / float64(m.result.arrived)
+		m.share = &share
+		if share < most {
+			return fmt.Errorf("of %d packets %d took the fast path: that is not what was to be measured (%s)",
+				m.result.arrived, m.fast, b.fast.exits())
+		}
 	}
 	return judgeCounters(m.before, after, b.way.pin == pinOn, m.stream.Back != 0, b.total)
 }
@@ -96,4 +136,43 @@ func judgeCounters(before, after loader.PinCounters, on, back bool, r result) er
 			r.arrived, pinned, returned, unpinned, off)
 	}
 	return nil
+}
+
+// latency times packets at a share of the measured rate, in microseconds.
+func (m *measurement) latency(load float64, about time.Duration) (p50, p99 float64, err error) {
+	if _, err := m.play(max(m.stream.Flows, warmUp), nil); err != nil {
+		return 0, 0, err
+	}
+	var h *histogram
+	for range tries {
+		h, err = m.bed.timed(m.stream, m.setting.Size, load, about)
+		if !errors.Is(err, errLost) {
+			break
+		}
+	}
+	if err != nil || h.total() < pacedEnough {
+		return 0, 0, err
+	}
+	return h.quantile(0.5) / 1000, h.quantile(0.99) / 1000, nil
+}
+
+// fresh measures new flows, by a second of the core's time.
+func (m *measurement) fresh() (float64, error) {
+	if m.stream.Back != 0 {
+		return 0, nil
+	}
+	var err error
+	for range tries {
+		m.bed.strangers++
+		s := m.bed.stream(freshFlows, false)
+		s.RemotePort += uint16(m.bed.strangers)
+		var r result
+		if r, err = m.bed.play(s, m.setting.Size, freshFlows); err == nil {
+			return r.rate(), nil
+		}
+		if !errors.Is(err, errLost) {
+			break
+		}
+	}
+	return 0, fmt.Errorf("make new flows: %w", err)
 }

@@ -18,6 +18,7 @@ import (
 // pinning is vippin on the router, as the product loads it.
 type pinning struct {
 	dataplane *loader.Dataplane
+	bpffs     string
 	id        uint32 // of the one pin
 }
 
@@ -37,13 +38,22 @@ func (b *bed) addPin() error {
 	b.undo = append(b.undo, func() error { return os.RemoveAll(dir) })
 	bpffs := filepath.Join(dir, "bpf")
 	b.undo = append(b.undo, func() error { return unmount(bpffs) })
-	dataplane, err := loader.Load(loader.Options{BPFFS: bpffs})
+	dataplane, err := loader.Load(loader.Options{BPFFS: bpffs, MaxFlows: b.maxFlows()})
 	if err != nil {
 		return err
 	}
 	b.undo = append(b.undo, dataplane.Close)
-	b.pin = &pinning{dataplane: dataplane}
-	return b.pin.apply(b.vip, b.way.pin == pinOn)
+	b.pin = &pinning{dataplane: dataplane, bpffs: bpffs}
+	if err := dataplane.SetSettings(loader.Settings{Lease: lease}); err != nil {
+		return err
+	}
+	return b.pin.apply(b.sides[outsideSide].name, b.vip, b.way.pin == pinOn)
+}
+
+// maxFlows is dataplane.max_flows: the default, or with room to spare.
+func (b *bed) maxFlows() uint32 {
+	const byDefault = 262_144
+	return uint32(max(byDefault, b.flows+b.flows/4))
 }
 
 // reportEvents makes conntrack report events, as the daemon does: its entries are
@@ -59,9 +69,9 @@ func unmount(dir string) error {
 	return nil
 }
 
-func (p *pinning) apply(vip netip.Addr, on bool) error {
+func (p *pinning) apply(wan string, vip netip.Addr, on bool) error {
 	cfg := policy.DefaultConfig("", "bench")
-	cfg.Pins = []policy.PinConfig{{Interface: wanName, VIPs: []netip.Addr{vip}, Enabled: true}}
+	cfg.Pins = []policy.PinConfig{{Interface: wan, VIPs: []netip.Addr{vip}, Enabled: true}}
 	seen, err := loader.Observe()
 	if err != nil {
 		return err

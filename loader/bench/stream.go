@@ -27,6 +27,13 @@ const (
 // batch is how many frames are on their way at once, the kernel's default.
 const batch = 64
 
+// bigEndian is a number as it stands in memory in network order.
+func bigEndian(n uint32) uint32 {
+	var octets [4]byte
+	binary.BigEndian.PutUint32(octets[:], n)
+	return binary.NativeEndian.Uint32(octets[:])
+}
+
 // words is an address as the programs have it: big-endian in memory.
 func words(addr netip.Addr) (w [4]uint32) {
 	octets := addr.As16()
@@ -62,6 +69,8 @@ func (b *bed) stream(flows int, back bool) bpf.GeneratorBenchStream {
 	from := b.sides[insideSide]
 	if back {
 		s.Back, from = 1, b.sides[outsideSide]
+		t := b.way.tags(b.vlan)
+		s.Tags, s.Tag = uint8(t.count), t.word
 		switch b.way.leaves {
 		case bpf.GeneratorSeenSEEN_VIP:
 			s.Self.Word = words(b.vip)
@@ -104,39 +113,31 @@ func (r *result) add(more result) {
 // errLost says that not all packets arrived.
 var errLost = errors.New("packets got lost")
 
+// chunk is how many frames are made before it is asked whether to go on.
+const chunk = 1_000_000
+
 // play sends packets and counts them at the other side. Too few, and such as
-// have the wrong address, are an error.
-func (b *bed) play(s bpf.GeneratorBenchStream, size int, packets uint32) (result, error) {
+// have the wrong address, are an error. Of a paced stream only those frames
+// become packets for which it is time.
+func (b *bed) play(s bpf.GeneratorBenchStream, size, frames int) (result, error) {
 	from, sink, want := b.sides[insideSide], b.programs.SeenOutside, b.way.leaves
 	if s.Back != 0 {
 		from, sink, want = b.sides[outsideSide], b.programs.SeenInside, bpf.GeneratorSeenSEEN_CLIENT
 	}
+	if b.way.xdp == xdpDrop { // this side of the router is the end
+		sink = []*ebpf.Map{b.programs.SeenOutside, b.programs.SeenInside}[s.Back]
+	}
 	if err := b.programs.Stream.Set(s); err != nil {
 		return result{}, fmt.Errorf("tell the generator what to play: %w", err)
 	}
-	if err := b.programs.Progress.Set(bpf.GeneratorBenchProgress{}); err != nil {
+	if err := b.programs.Progress.Set(bpf.GeneratorBenchProgress{Flow: b.turn % s.Flows}); err != nil {
 		return result{}, fmt.Errorf("set the generator back: %w", err)
 	}
 	before, err := readSeen(sink)
 	if err != nil {
 		return result{}, err
 	}
-	begin, err := b.busy()
-	if err != nil {
-		return result{}, err
-	}
-	err = in(from.ns, func() error {
-		_, err := b.programs.Generate.Run(&ebpf.RunOptions{
-			Data:    make([]byte, size),
-			Context: xdpContext{DataEnd: uint32(size), IngressIfindex: uint32(from.far)},
-			Repeat:  packets, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: batch,
-		})
-		return err
-	})
-	if err != nil {
-		return result{}, fmt.Errorf("generate packets: %w", err)
-	}
-	end, err := b.busy()
+	busy, err := b.generate(from, s, size, frames)
 	if err != nil {
 		return result{}, err
 	}
@@ -144,14 +145,48 @@ func (b *bed) play(s bpf.GeneratorBenchStream, size int, packets uint32) (result
 	if err := b.programs.Progress.Get(&done); err != nil {
 		return result{}, fmt.Errorf("ask the generator how far it came: %w", err)
 	}
+	b.turn = done.Flow
 	after, err := awaitSeen(sink, before, done.Packets)
 	if err != nil {
 		return result{}, err
 	}
 	r, err := judge(done.Packets, before, after, want)
-	r.busy = end - begin
+	r.busy = busy
 	b.total.add(r)
 	return r, err
+}
+
+// generate makes the frames and returns the core's time that they took.
+func (b *bed) generate(from side, s bpf.GeneratorBenchStream, size, frames int) (busy time.Duration, err error) {
+	size += 4 * int(s.Tags)
+	at := uint32(batch)
+	if s.Paced != 0 {
+		at = pacedBatch
+	}
+	begin, err := b.busy()
+	if err != nil {
+		return 0, err
+	}
+	for frames > 0 {
+		if err := b.ctx.Err(); err != nil {
+			return 0, err
+		}
+		now := min(frames, chunk)
+		frames -= now
+		err = in(from.ns, func() error {
+			_, err := b.programs.Generate.Run(&ebpf.RunOptions{
+				Data:    make([]byte, size),
+				Context: xdpContext{DataEnd: uint32(size), IngressIfindex: uint32(from.far)},
+				Repeat:  uint32(now), Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: at,
+			})
+			return err
+		})
+		if err != nil {
+			return 0, fmt.Errorf("generate packets: %w", err)
+		}
+	}
+	end, err := b.busy()
+	return end - begin, err
 }
 
 // judge says what became of a run's packets. One lost in a thousand does not
@@ -211,10 +246,10 @@ func awaitSeen(sink *ebpf.Map, before seen, packets uint64) (now seen, err error
 }
 
 // establish makes the flows: conntrack and vippin know them afterwards, with
-// traffic both ways.
+// traffic both ways; the fast path learns from packets of established ones.
 func (b *bed) establish(flows int) error {
-	for _, back := range []bool{false, true, false} {
-		if _, err := b.play(b.stream(flows, back), sizeMin, uint32(flows)); err != nil {
+	for _, back := range []bool{false, true, false, true} {
+		if _, err := b.play(b.stream(flows, back), sizeMin, flows); err != nil {
 			return fmt.Errorf("make %d flows: %w", flows, err)
 		}
 	}

@@ -15,12 +15,31 @@ import (
 
 // way is what a case's router does with packets.
 type way struct {
-	redirect bool // XDP, past the kernel's stack
-	empty    bool // tcx programs that do nothing
-	rules    nat
-	pin      pinMode
-	leaves   bpf.GeneratorSeen // whose address packets must have outside
+	xdp    xdpWay // past the kernel's stack
+	empty  bool   // tcx programs that do nothing
+	rules  nat
+	pin    pinMode
+	fast   bool
+	leaves bpf.GeneratorSeen // whose address packets must have outside
 }
+
+// tags are what the case's frames carry outside: what never comes to the stack
+// knows of no VLAN.
+func (w way) tags(v policy.VLAN) tags {
+	if w.xdp == xdpDrop || w.xdp == xdpRedirect {
+		return tags{}
+	}
+	return tagsOf(v)
+}
+
+type xdpWay int
+
+const (
+	noXDP xdpWay = iota
+	xdpDrop
+	xdpRedirect
+	xdpFib
+)
 
 type nat int
 
@@ -40,7 +59,9 @@ const (
 )
 
 var ways = map[policy.BenchCase]way{
-	policy.BenchRedirect:   {redirect: true, leaves: bpf.GeneratorSeenSEEN_CLIENT},
+	policy.BenchDrop:       {xdp: xdpDrop, leaves: bpf.GeneratorSeenSEEN_CLIENT},
+	policy.BenchRedirect:   {xdp: xdpRedirect, leaves: bpf.GeneratorSeenSEEN_CLIENT},
+	policy.BenchFib:        {xdp: xdpFib, leaves: bpf.GeneratorSeenSEEN_CLIENT},
 	policy.BenchForward:    {leaves: bpf.GeneratorSeenSEEN_CLIENT},
 	policy.BenchConntrack:  {rules: trackOnly, leaves: bpf.GeneratorSeenSEEN_CLIENT},
 	policy.BenchMasquerade: {rules: masquerade, leaves: bpf.GeneratorSeenSEEN_UNIQUE},
@@ -48,12 +69,38 @@ var ways = map[policy.BenchCase]way{
 	policy.BenchEmpty:      {rules: masquerade, empty: true, leaves: bpf.GeneratorSeenSEEN_UNIQUE},
 	policy.BenchPinned:     {rules: masquerade, pin: pinOn, leaves: bpf.GeneratorSeenSEEN_VIP},
 	policy.BenchOff:        {rules: masquerade, pin: pinOff, leaves: bpf.GeneratorSeenSEEN_UNIQUE},
+	policy.BenchFast:       {rules: masquerade, pin: pinOn, fast: true, leaves: bpf.GeneratorSeenSEEN_VIP},
 }
 
-// addRules writes the router's nftables rules.
+// The settings of a router that is to be fast and does nothing else: no socket is
+// looked for, no source address is checked; nobody listens to conntrack, and it
+// verifies no checksums, which a NIC has done.
+var (
+	leanForwarding = map[string]string{
+		"ip_early_demux": "0", "conf/all/rp_filter": "0", "conf/" + lanName + "/rp_filter": "0", "conf/" + wanName + "/rp_filter": "0",
+	}
+	leanTracking = map[string]string{
+		"events": "0", "acct": "0", "timestamp": "0", "checksum": "0",
+		// Flows without an answer must outlive a round.
+		"udp_timeout": "3600", "udp_timeout_stream": "3600",
+	}
+)
+
+// flushFrom is how many flows make a router's end take long.
+const flushFrom = 50_000
+
+// addRules writes the router's settings and its nftables rules.
 func (b *bed) addRules() error {
+	for file, value := range leanForwarding {
+		if err := writeSysctl("net/ipv4/"+file, value); err != nil {
+			return err
+		}
+	}
 	if b.way.rules == noRules {
 		return nil
+	}
+	if b.flows > flushFrom {
+		b.undo = append(b.undo, b.flush)
 	}
 	conn, err := nftables.New()
 	if err != nil {
@@ -80,9 +127,8 @@ func (b *bed) addRules() error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("write the nftables rules: %w", err)
 	}
-	// Flows without an answer must outlive a round.
-	for _, file := range []string{"nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"} {
-		if err := writeSysctl("net/netfilter/"+file, "3600"); err != nil {
+	for file, value := range leanTracking {
+		if err := writeSysctl("net/netfilter/nf_conntrack_"+file, value); err != nil {
 			return err
 		}
 	}
@@ -100,10 +146,11 @@ func dropInvalid() []expr.Any {
 	}
 }
 
-// translate is "oifname wan0 masquerade", or "… snat to VIP".
+// translate is "oifname wan0 masquerade", or "… snat to VIP". Only the first
+// packet of a flow comes here.
 func (b *bed) translate() []expr.Any {
 	name := make([]byte, unix.IFNAMSIZ)
-	copy(name, wanName)
+	copy(name, b.sides[outsideSide].name)
 	rule := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
