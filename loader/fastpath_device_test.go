@@ -295,13 +295,17 @@ func TestFastpathMoved(t *testing.T) {
 	_, f := newFastpath(t, FastpathOptions{})
 	mustTake(t, f, "wan0", "native")
 	away := elsewhere(t)
-	if err := netlink.LinkSetNsFd(up(t, "wan0"), int(away)); err != nil {
+	wanLink := up(t, "wan0")
+	if err := netlink.LinkSetNsFd(wanLink, int(away)); err != nil {
 		t.Fatal(err)
 	}
-	deleteLink(t, "wan1")
-	addVethAt(t, wan, "wan0", "wan1")
-	setGRO(t, "wan1", true)
+	addVethAt(t, wan, "wan0", "wan2")
+	setGRO(t, "wan2", true)
 	mustTake(t, f, "wan0", "native")
+	// The kernel takes a device out that is deleted.
+	if err := inNamespace(away, func() error { return netlink.LinkDel(wanLink) }); err != nil {
+		t.Fatal(err)
+	}
 	var out uint32
 	if err := f.maps.Out.Lookup(uint32(f.numbers[wan]), &out); err != nil || out != uint32(wan) {
 		t.Errorf("wan0 leads to %d, %v", out, err)

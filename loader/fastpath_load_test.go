@@ -220,6 +220,9 @@ func TestFastpathOtherTables(t *testing.T) {
 		t.Errorf("room for %d directions, want %d", got, want)
 	}
 	mustAttach(t, first, "wan0")
+	if err := first.SetOpen(true); err != nil {
+		t.Fatal(err)
+	}
 	secret := stateOf(t, first).Secret
 	second := mustFastpath(t, d, FastpathOptions{Flows: 3000, Log: log.logger()})
 	contains(t, log.String(), "tables start anew")
