@@ -36,6 +36,7 @@ type Options struct {
 	Transit      bool       // on the WAN a further router, with a host behind it
 	Inside       bool       // on the LAN a further router, with a host behind it
 	Offloads     Offloads
+	MTU          int    // of every cable from a switch; 0 = 1500
 	SingleRouter bool   // only ra, which holds the VIPs without keepalived
 	ThirdRouter  bool   // beside ra and rb also rc, of lower priority than both
 	VippinBin    string // "" = $VIPPIN_BIN, or else built from this module

@@ -66,6 +66,9 @@ func (n *Node) plug(ifname string, at *Node, bridge, port string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = port
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: ifname, PeerNamespace: netlink.NsFd(n.handle), PeerHardwareAddr: n.macs[ifname]}
+	if mtu := n.lab.Options.MTU; mtu != 0 {
+		veth.MTU, veth.PeerMTU = mtu, uint32(mtu)
+	}
 	if err := at.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("plug %s of %s into %s: %w", ifname, n.NS, at.NS, err)
 	}

@@ -170,7 +170,9 @@ func bulkArguments(arguments string) (octets int64, seed uint64, err error) {
 	return octets, seed, nil
 }
 
-// sendBulk writes the octets of a seed and returns "SHA256 hex" of them.
+// sendBulk writes the octets of a seed and returns "SHA256 hex" of them. They are
+// one block of random ones again and again, each time with its number in front:
+// making them anew would take longer than sending them.
 func sendBulk(w io.Writer, arguments string) (string, error) {
 	octets, seed, err := bulkArguments(arguments)
 	if err != nil {
@@ -181,9 +183,10 @@ func sendBulk(w io.Writer, arguments string) (string, error) {
 	random := rand.NewChaCha8(key)
 	sum := sha256.New()
 	buffer := make([]byte, 256<<10)
+	_, _ = random.Read(buffer) // never fails
 	for left := octets; left > 0; {
+		binary.LittleEndian.PutUint64(buffer, uint64(left))
 		chunk := buffer[:min(left, int64(len(buffer)))]
-		_, _ = random.Read(chunk) // never fails
 		sum.Write(chunk)
 		if _, err := w.Write(chunk); err != nil {
 			return "", fmt.Errorf("send, with %d octets left: %w", left, err)

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// onFastpath are the tests that a router with the fast path on must pass as well:
+// what the server sees, errors and fragments, protocols, living flows, interfaces
+// that move, takeovers and replication. Left out are those that measure the size
+// of packets which the tc programs see, and those of what is no traffic.
+var onFastpath = []string{
+	"TestServerSeesTheVIP", "TestSamePort", "TestClash", "TestFullMap", "TestUntouched", "TestNotMasqueraded",
+	"TestUnpinned", "TestBackupStaysUnpinned",
+	"TestLivingFlowsAreLeftAlone", "TestRemovedPinKeepsItsFlows", "TestTupleReusedFromTimeWait",
+}
+
+// With the fast path on everything else is as it is without: the same tests run
+// once more.
+func TestWithFastpath(t *testing.T) {
+	if os.Getenv("VIPPIN_LAB_FASTPATH") == "1" {
+		t.Skip("the fast path is on already")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := exec.CommandContext(t.Context(), self, "-test.v", "-test.short", "-test.timeout=5m", "-test.parallel=4",
+		"-test.run=^("+strings.Join(onFastpath, "|")+")$")
+	again.Env = append(os.Environ(), "VIPPIN_LAB_FASTPATH=1")
+	var output bytes.Buffer
+	again.Stdout, again.Stderr = &output, &output
+	err = again.Run()
+	for _, name := range onFastpath {
+		if !strings.Contains(output.String(), "\n--- PASS: "+name+" ") {
+			t.Errorf("%s: not passed", name)
+		}
+	}
+	if err != nil || t.Failed() {
+		t.Fatalf("%v; the tests with the fast path on wrote:\n%s", err, &output)
+	}
+}
