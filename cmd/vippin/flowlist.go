@@ -75,7 +75,7 @@ type standing func(policy.FlowKey) (origin string, acked bool)
 func alone(policy.FlowKey) (origin string, acked bool) { return originLocal, false }
 
 // fastFlows is what the fast path has done for flows, by conntrack's original
-// tuple without the zone.
+// tuple: of zone 0, it takes no others.
 type fastFlows map[policy.FlowKey]policy.FastpathFlow
 
 // readFastFlows has nothing where there is no fast path.
@@ -93,7 +93,6 @@ func readFastFlows(d dataplane) (fastFlows, error) {
 
 // add adds what bypassed conntrack.
 func (f fastFlows) add(flow *policy.FlowStatus, key policy.FlowKey) {
-	key.Zone = 0
 	fast, known := f[key]
 	if !known {
 		return

@@ -70,7 +70,7 @@ connection is forwarded. It teaches nothing because of:
     generation        something changed while it was under way
     no_conntrack      conntrack does not know it
     not_established   there was no answer yet, or it is ending
-    helper            a conntrack helper or an offload has to do with it
+    helper            a conntrack helper, zone or offload has to do with it
     not_liberal       TCP: conntrack is being told to watch its windows no more
     not_pinned        it is not pinned, and fastpath.all is false
     not_acked         sync.mode strict: the peer does not have it yet

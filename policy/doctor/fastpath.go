@@ -122,7 +122,7 @@ var lessons = []struct{ refusal, means, remedy string }{
 	{"no_conntrack", "conntrack does not know them", "nft list ruleset | grep -w notrack"},
 	{"not_acked", "the peer does not acknowledge connections (sync.mode: strict)", "vippin peers"},
 	{"not_liberal", "conntrack cannot be told to watch TCP windows no more", "journalctl -u vippin -n 50"},
-	{"helper", "conntrack helpers or flow tables have to do with them", "nft list ruleset | grep -E 'helper|flow'"},
+	{"helper", "conntrack helpers, zones or flow tables have to do with them", "nft list ruleset | grep -E 'helper|zone|flow'"},
 	{"full", "there is no room for more ways out", "ip neigh | wc -l"},
 }
 
