@@ -547,10 +547,18 @@ int forward_by_fib(struct xdp_md *ctx)
 	return bpf_redirect_map(&by_route, fib.ifindex, XDP_DROP);
 }
 
+/* Nothing, as what others are compared with. */
+
 SEC("tc")
 int nothing(struct __sk_buff *skb)
 {
 	return TC_ACT_UNSPEC;
+}
+
+SEC("xdp")
+int nothing_xdp(struct xdp_md *ctx)
+{
+	return XDP_PASS;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

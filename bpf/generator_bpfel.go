@@ -97,6 +97,7 @@ const (
 	GeneratorProgForwardByFib    = "forward_by_fib"
 	GeneratorProgGenerate        = "generate"
 	GeneratorProgNothing         = "nothing"
+	GeneratorProgNothingXdp      = "nothing_xdp"
 	GeneratorProgRedirectInside  = "redirect_inside"
 	GeneratorProgRedirectOutside = "redirect_outside"
 	GeneratorProgSinkInside      = "sink_inside"
@@ -155,6 +156,7 @@ type GeneratorProgramSpecs struct {
 	ForwardByFib    *ebpf.ProgramSpec `ebpf:"forward_by_fib"`
 	Generate        *ebpf.ProgramSpec `ebpf:"generate"`
 	Nothing         *ebpf.ProgramSpec `ebpf:"nothing"`
+	NothingXdp      *ebpf.ProgramSpec `ebpf:"nothing_xdp"`
 	RedirectInside  *ebpf.ProgramSpec `ebpf:"redirect_inside"`
 	RedirectOutside *ebpf.ProgramSpec `ebpf:"redirect_outside"`
 	SinkInside      *ebpf.ProgramSpec `ebpf:"sink_inside"`
@@ -239,6 +241,7 @@ type GeneratorPrograms struct {
 	ForwardByFib    *ebpf.Program `ebpf:"forward_by_fib"`
 	Generate        *ebpf.Program `ebpf:"generate"`
 	Nothing         *ebpf.Program `ebpf:"nothing"`
+	NothingXdp      *ebpf.Program `ebpf:"nothing_xdp"`
 	RedirectInside  *ebpf.Program `ebpf:"redirect_inside"`
 	RedirectOutside *ebpf.Program `ebpf:"redirect_outside"`
 	SinkInside      *ebpf.Program `ebpf:"sink_inside"`
@@ -250,6 +253,7 @@ func (p *GeneratorPrograms) Close() error {
 		p.ForwardByFib,
 		p.Generate,
 		p.Nothing,
+		p.NothingXdp,
 		p.RedirectInside,
 		p.RedirectOutside,
 		p.SinkInside,

@@ -66,7 +66,7 @@ func plotBench(report policy.BenchReport, path string) error {
 		line = append(line, costs)
 	}
 	canvas := newCanvas(path, width*vg.Length(len(line)), height)
-	tiles := draw.Tiles{Rows: 1, Cols: len(line), PadX: vg.Centimeter, PadTop: vg.Millimeter, PadRight: 3 * vg.Millimeter}
+	tiles := draw.Tiles{Rows: 1, Cols: len(line), PadX: vg.Centimeter, PadTop: vg.Millimeter, PadLeft: 3 * vg.Millimeter, PadRight: 3 * vg.Millimeter}
 	for i, c := range plot.Align([][]*plot.Plot{line}, tiles, draw.New(canvas))[0] {
 		line[i].Draw(c)
 	}
