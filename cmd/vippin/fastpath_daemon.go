@@ -23,7 +23,7 @@ func (k *fastKeeper) State() (state policy.FastpathState, err error) {
 	}
 	state.Enabled, state.EnabledBy = wish.decide()
 	state.All = wish.config.All
-	if devices != nil {
+	if len(state.Interfaces) == 0 {
 		state.Interfaces = devices
 	}
 	if state.Open {
