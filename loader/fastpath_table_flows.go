@@ -21,14 +21,32 @@ func (t *fastTables) valid() (count int, err error) {
 	if generation == 0 {
 		return 0, nil
 	}
-	t.each(func(e fastEntry) bool {
-		fate := e.fate()
-		if atomic.LoadUint32(&fate.Generation) == generation && int32(atomic.LoadUint32(&fate.Until)-now) > 0 {
-			count++
+	return t.count(func(fate *fastFate) bool {
+		return atomic.LoadUint32(&fate.Generation) == generation && int32(atomic.LoadUint32(&fate.Until)-now) > 0
+	}), nil
+}
+
+// used is how many entries are of a flow, be it one of long ago.
+func (t *fastTables) used() int {
+	return t.count(func(fate *fastFate) bool { return atomic.LoadUint32(&fate.Generation) != 0 })
+}
+
+func (t *fastTables) count(is func(*fastFate) bool) (count int) {
+	for i := range t.four {
+		for way := range t.four[i].Way {
+			if is(&t.four[i].Way[way].Fate) {
+				count++
+			}
 		}
-		return true
-	})
-	return count, nil
+	}
+	for i := range t.six {
+		for way := range t.six[i].Way {
+			if is(&t.six[i].Way[way].Fate) {
+				count++
+			}
+		}
+	}
+	return count
 }
 
 // Flows is what the fast path has done for each flow that it has an entry for,
@@ -40,7 +58,7 @@ func (f *Fastpath) Flows() (map[policy.FlowKey]policy.FastpathFlow, error) {
 	if err != nil {
 		return nil, err
 	}
-	flows := make(map[policy.FlowKey]policy.FastpathFlow)
+	flows := make(map[policy.FlowKey]policy.FastpathFlow, f.tables.used())
 	f.tables.each(func(e fastEntry) bool {
 		generation := atomic.LoadUint32(&e.fate().Generation)
 		if generation == 0 {
@@ -75,6 +93,8 @@ func (t *fastTables) look(fate *fastFate, now uint32) policy.FastpathFlow {
 
 const (
 	endedMost = 1 << 16 // flows that wait to be forgotten; rather than more: a bump
+	// endedGather is how long others may gather after the first.
+	endedGather = 5 * time.Millisecond
 	// Of the time that forgetting takes, this many times as much is rest.
 	endedRest = 20
 )
@@ -120,6 +140,9 @@ func (f *Fastpath) forgetEnded(ctx context.Context) error {
 			return nil
 		case <-q.wake:
 		}
+		if !rest(ctx, endedGather) {
+			return nil
+		}
 		q.mu.Lock()
 		ended, q.wait = q.wait, ended[:0]
 		q.mu.Unlock()
@@ -127,10 +150,8 @@ func (f *Fastpath) forgetEnded(ctx context.Context) error {
 		if err := f.forget(ended); err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
+		if !rest(ctx, endedRest*time.Since(began)) {
 			return nil
-		case <-time.After(endedRest * time.Since(began)):
 		}
 	}
 }
