@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Frames as XDP has them: what the fast path reads of one, and how one becomes
- * that of another link. Every function that reads says FAST_FORWARDED, or why the
- * packet is none for the fast path.
+ * that of another link. Here every instruction counts: headers are read and
+ * written by words as wide as there are (those of linux/if_ether.h are packed, and
+ * would be read by octets).
  */
 #pragma once
 
@@ -12,77 +13,65 @@
 #include "fast_types.h"
 #include "parse.h"
 
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
 #define TCP_FIN 0x01
 #define VLAN_ID 0xfff
+#define ETHERTYPE 12 /* where it stands */
+#define TAG 4 /* octets */
 
-/* The header of a tag, as it begins after the MAC addresses or the tag before. */
-struct fast_tag {
-	__be16 proto;
-	__be16 tci;
-};
+/* The shortest packet of all that can be forwarded: IPv4, UDP, no data. */
+#define FAST_SHORTEST (ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr))
 
-/* A frame, and who asks. */
+/* A frame, and what is known of it. */
 struct fast_frame {
 	void *data; /* direct access: good until the head is moved */
 	void *l3;
 	void *end;
-	__be16 proto; /* behind the tags */
-	__u32 len; /* octets of the IP packet */
-	__u32 headers; /* octets of its headers that may change */
 	__u32 tags;
 	__u32 device; /* number of the one it came by */
-	__u32 out; /* and of the one it leaves by */
 	__u32 place;
+	__u32 len; /* octets of the IP packet */
+	__u32 headers; /* octets of its headers that may change */
 	__u32 ports;
 	__u32 ack; /* TCP's, host order */
 	__u8 tcp_flags;
 	__u8 ttl;
 	__u8 tos;
 	bool tcp;
-	__u32 generation; /* the one that it came in */
-	__u32 tick;
-	__u64 secret;
-	__u64 digest;
 };
 
-/* 0: it has no VLAN ID, and is somebody's whom this kernel knows better. */
-static __always_inline __u32 tag_id(const struct fast_tag *tag)
+/* Steps over the tags. Returns the ethertype behind them, 0: there is a VLAN ID of
+ * 0, or the frame is cut short.
+ */
+static __always_inline __be16 read_tags(struct fast_frame *f, __be16 outer)
 {
-	return bpf_ntohs(tag->tci) & VLAN_ID;
-}
+	__be16 *tag = f->data + ETH_HLEN; /* identifier, next ethertype, and so on */
+	__u32 id;
 
-/* The tags stand in the frame: a device that strips them is not on the fast path. */
-static __always_inline enum fast_exit read_tags(struct fast_frame *f)
-{
-	struct ethhdr *eth = f->data;
-	struct fast_tag *tag = (void *)&eth->h_proto;
-
-	f->proto = eth->h_proto;
-	f->l3 = eth + 1;
-	if (f->proto != bpf_htons(ETH_P_8021Q) && f->proto != bpf_htons(ETH_P_8021AD))
-		return FAST_FORWARDED;
-	if (f->l3 + sizeof(*tag) > f->end || !tag_id(tag))
-		return FAST_NOT_IP;
+	if ((void *)(tag + 4) > f->end)
+		return 0;
+	id = bpf_ntohs(tag[0]) & VLAN_ID;
+	if (!id)
+		return 0;
 	f->tags = 1;
-	f->place |= tag_id(tag) << 12 | (f->proto == bpf_htons(ETH_P_8021AD) ? FAST_8021AD : 0);
-	f->proto = tag[1].proto;
-	f->l3 += sizeof(*tag);
-	if (f->proto != bpf_htons(ETH_P_8021Q))
-		return FAST_FORWARDED;
-	tag++;
-	if (f->l3 + sizeof(*tag) > f->end || !tag_id(tag))
-		return FAST_NOT_IP;
+	f->l3 += TAG;
+	f->place |= id << 12 | (outer == bpf_htons(ETH_P_8021AD) ? FAST_8021AD : 0);
+	if (tag[1] != bpf_htons(ETH_P_8021Q))
+		return tag[1];
+	id = bpf_ntohs(tag[2]) & VLAN_ID;
+	if (!id)
+		return 0;
 	f->tags = 2;
-	f->place |= tag_id(tag);
-	f->proto = tag[1].proto;
-	f->l3 += sizeof(*tag);
-	return FAST_FORWARDED;
+	f->l3 += TAG;
+	f->place |= id;
+	return tag[3];
 }
 
-/* Also of a frame in several buffers, of which the first one is seen. */
+/* Is all of the packet there? Only the first buffer of a jumbo frame can be seen. */
 static __always_inline bool is_whole(struct xdp_md *ctx, const struct fast_frame *f)
 {
-	return f->len <= f->end - f->l3 || f->len <= bpf_xdp_get_buff_len(ctx) - (f->l3 - f->data);
+	return likely(f->len <= f->end - f->l3) || f->len <= bpf_xdp_get_buff_len(ctx) - (f->l3 - f->data);
 }
 
 /* l3_len: octets of the IP header. The packet is whole, what Ethernet pads it with
@@ -97,9 +86,9 @@ static __always_inline enum fast_exit read_transport(struct xdp_md *ctx, struct 
 	struct tcphdr *tcp = l4;
 	__u32 tcp_len;
 
-	f->tcp = proto == IPPROTO_TCP;
 	if (!is_whole(ctx, f))
 		return FAST_NOT_IP;
+	f->tcp = proto == IPPROTO_TCP;
 	if (f->tcp) {
 		if ((void *)(tcp + 1) > f->end)
 			return FAST_NOT_IP;
@@ -120,23 +109,26 @@ static __always_inline enum fast_exit read_transport(struct xdp_md *ctx, struct 
 	return FAST_FORWARDED;
 }
 
+/* FAST_FORWARDED, or why the packet is none for the fast path. */
 static __always_inline enum fast_exit read_ipv4(struct xdp_md *ctx, struct fast_frame *f)
 {
 	struct iphdr *ip = f->l3;
+	__u8 first;
 
-	if ((void *)(ip + 1) > f->end || ip->version != 4)
+	if ((void *)(ip + 1) > f->end)
 		return FAST_NOT_IP;
-	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+	if (ip->protocol != IPPROTO_UDP && ip->protocol != IPPROTO_TCP)
 		return FAST_PROTOCOL;
-	if (ip->ihl != 5)
-		return FAST_OPTIONS;
+	first = *(__u8 *)f->l3;
+	if (first != 0x45)
+		return first >> 4 == 4 ? FAST_OPTIONS : FAST_NOT_IP;
 	if (ip->frag_off & bpf_htons(IP_MORE | IP_OFFSET))
 		return FAST_FRAGMENT;
-	if (ip->ttl <= 1)
-		return FAST_TTL;
-	f->len = bpf_ntohs(ip->tot_len);
 	f->ttl = ip->ttl;
+	if (f->ttl <= 1)
+		return FAST_TTL;
 	f->tos = ip->tos;
+	f->len = bpf_ntohs(ip->tot_len);
 	return read_transport(ctx, f, ip->protocol, sizeof(*ip));
 }
 
@@ -144,36 +136,38 @@ static __always_inline enum fast_exit read_ipv6(struct xdp_md *ctx, struct fast_
 {
 	struct ipv6hdr *ip = f->l3;
 
-	if ((void *)(ip + 1) > f->end || ip->version != 6)
+	if ((void *)(ip + 1) > f->end)
 		return FAST_NOT_IP;
-	if (ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_UDP)
+	if (ip->nexthdr != IPPROTO_UDP && ip->nexthdr != IPPROTO_TCP)
 		return FAST_PROTOCOL;
-	if (ip->hop_limit <= 1)
-		return FAST_TTL;
-	f->len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	if (*(__u8 *)f->l3 >> 4 != 6)
+		return FAST_NOT_IP;
 	f->ttl = ip->hop_limit;
-	f->tos = bpf_ntohs(*(__be16 *)ip) >> 4;
+	if (f->ttl <= 1)
+		return FAST_TTL;
+	f->tos = bpf_ntohs(*(__be16 *)f->l3) >> 4;
+	f->len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	return read_transport(ctx, f, ip->nexthdr, sizeof(*ip));
 }
 
-/* Makes room for as many tags as there will be, or takes it away. */
-static __always_inline enum fast_exit move_head(struct xdp_md *ctx, struct fast_frame *f, __u32 tags)
+/* Makes room for as many tags as there will be, or takes it away. False: there is
+ * no room, and nothing has changed.
+ */
+static __always_inline bool move_head(struct xdp_md *ctx, struct fast_frame *f, __u32 tags)
 {
-	__be16 proto = f->proto;
+	__be16 proto = *(__be16 *)(f->l3 - sizeof(proto));
 
-	if (tags == f->tags)
-		return FAST_FORWARDED;
-	if (tags > MAX_TAGS ||
-	    bpf_xdp_adjust_head(ctx, ((int)f->tags - (int)tags) * (int)sizeof(struct fast_tag)))
-		return FAST_NO_ROOM;
+	if (tags > MAX_TAGS || bpf_xdp_adjust_head(ctx, ((int)f->tags - (int)tags) * TAG))
+		return false;
 	f->data = (void *)(long)ctx->data;
 	f->end = (void *)(long)ctx->data_end;
-	f->l3 = f->data + ETH_HLEN + tags * sizeof(struct fast_tag);
+	f->l3 = f->data + ETH_HLEN + tags * TAG;
 	f->tags = tags;
-	if (f->data + ETH_HLEN + MAX_TAGS * sizeof(struct fast_tag) > f->end || f->l3 + f->headers > f->end)
-		return FAST_NOT_IP; /* never, but the verifier asks */
+	/* It was longer before, but the verifier asks. */
+	if (f->data + ETH_HLEN + MAX_TAGS * TAG > f->end || f->l3 + f->headers > f->end)
+		return false;
 	*(__be16 *)(f->l3 - sizeof(proto)) = proto;
-	return FAST_FORWARDED;
+	return true;
 }
 
 /* All that the last interface adds; there is room for it. */
@@ -181,18 +175,19 @@ static __always_inline void write_link(const struct fast_frame *f, const struct 
 {
 	*(__u64 *)f->data = *(const __u64 *)hop->macs;
 	*(__u32 *)(f->data + 8) = *(const __u32 *)(hop->macs + 8);
-	if (f->tags)
-		*(__u32 *)(f->data + 12) = *(const __u32 *)&hop->outer_proto;
-	if (f->tags == 2)
-		*(__u32 *)(f->data + 16) = *(const __u32 *)&hop->inner_proto;
+	if (f->tags) {
+		*(__u32 *)(f->data + ETHERTYPE) = *(const __u32 *)&hop->outer_proto;
+		if (f->tags == 2)
+			*(__u32 *)(f->data + ETHERTYPE + TAG) = *(const __u32 *)&hop->inner_proto;
+	}
 }
 
 /* The Internet checksum of what it covers, one's complement diff later (RFC 1624). */
 static __always_inline __be16 changed_sum(__be16 check, __u16 diff)
 {
-	__u32 sum = (__u32)(__u16)~check + diff;
+	__u32 sum = (__u16)~check + diff;
 
-	return ~((sum & 0xffff) + (sum >> 16)); /* once is enough for two of 16 bits */
+	return ~(sum + (sum >> 16)); /* one carry is all that two summands make */
 }
 
 static __always_inline void write_transport(void *l4, const struct fast_fate *fate, bool tcp)
@@ -204,9 +199,9 @@ static __always_inline void write_transport(void *l4, const struct fast_fate *fa
 	if (tcp) {
 		t->check = changed_sum(t->check, fate->l4_diff);
 	} else if (u->check) { /* zero means none (RFC 768) and stays so */
-		u->check = changed_sum(u->check, fate->l4_diff);
-		if (!u->check)
-			u->check = 0xffff;
+		__be16 check = changed_sum(u->check, fate->l4_diff);
+
+		u->check = check ? check : 0xffff;
 	}
 }
 
@@ -214,7 +209,7 @@ static __always_inline void write_ipv4(const struct fast_frame *f, const struct 
 {
 	struct iphdr *ip = f->l3;
 
-	ip->ttl--;
+	ip->ttl = f->ttl - 1;
 	ip->check = changed_sum(ip->check, e->fate.l3_diff);
 	*(__u64 *)&ip->saddr = e->new_addrs;
 	write_transport(ip + 1, &e->fate, f->tcp);
@@ -226,7 +221,7 @@ static __always_inline void write_ipv6(const struct fast_frame *f, const struct 
 	const __u64 *from = (const void *)&e->new_src;
 	__u64 *to = (void *)&ip->saddr;
 
-	ip->hop_limit--;
+	ip->hop_limit = f->ttl - 1;
 	for (int i = 0; i < 4; i++)
 		to[i] = from[i];
 	write_transport(ip + 1, &e->fate, f->tcp);

@@ -56,7 +56,7 @@ static __always_inline struct fast4 *fast4_find(struct fast4_bucket *bucket, __u
 	for (int i = 0; i < FAST_WAYS; i++) {
 		struct fast4 *e = &bucket->way[i];
 
-		if (e->addrs == addrs && e->ports == ports && e->place == place)
+		if (e->addrs == addrs && *(__u64 *)&e->ports == ((__u64)place << 32 | ports))
 			return e;
 	}
 	return NULL;
@@ -65,11 +65,14 @@ static __always_inline struct fast4 *fast4_find(struct fast4_bucket *bucket, __u
 static __always_inline struct fast6 *fast6_find(struct fast6_bucket *bucket, const struct addr *src,
 						const struct addr *dst, __u32 ports, __u32 place)
 {
+	const __u64 *s = (const void *)src, *d = (const void *)dst;
+
 	for (int i = 0; i < FAST_WAYS; i++) {
 		struct fast6 *e = &bucket->way[i];
+		const __u64 *key = (const void *)e; /* source, destination, ports and place */
 
-		if (e->ports == ports && e->place == place && addr_equal(&e->src, src) &&
-		    addr_equal(&e->dst, dst))
+		if (!((key[0] ^ s[0]) | (key[1] ^ s[1]) | (key[2] ^ d[0]) | (key[3] ^ d[1]) |
+		      (key[4] ^ ((__u64)place << 32 | ports))))
 			return e;
 	}
 	return NULL;

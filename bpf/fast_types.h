@@ -76,7 +76,7 @@ struct fast6_bucket {
 	fast6_entry way[FAST_WAYS];
 };
 
-/* fast_state[0], written by user space. */
+/* fast_state[0], written by user space, but for one word. */
 struct fast_state {
 	__u32 generation; /* 0: the fast path is closed */
 	__u32 all; /* 1: flows that are not pinned, too */
@@ -84,13 +84,8 @@ struct fast_state {
 	__u64 bumped_ns; /* CLOCK_MONOTONIC of the last change of generation */
 	__u64 pace_ns; /* how long an entry is valid at most */
 	__u64 lease_ns; /* how old the daemon's heartbeat may be */
-	__u64 pad[3];
-};
-
-/* fast_watch, per CPU: whether the daemon lives, looked at once a tick. */
-struct fast_watch {
-	__u64 tick; /* jiffies64 */
-	__u64 open;
+	__u64 asked; /* jiffies64 of when it was young enough; written by the programs */
+	__u64 pad[2];
 };
 
 /* A device whose packets take the fast path: fast_devices by ifindex. */

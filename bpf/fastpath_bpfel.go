@@ -249,13 +249,8 @@ type FastpathFastState struct {
 	BumpedNs   uint64
 	PaceNs     uint64
 	LeaseNs    uint64
-	Pad        [3]uint64
-}
-
-type FastpathFastWatch struct {
-	_    structs.HostLayout
-	Tick uint64
-	Open uint64
+	Asked      uint64
+	Pad        [2]uint64
 }
 
 type FastpathFlowKey struct {
@@ -633,7 +628,6 @@ const (
 	FastpathMapFastPlaces      = "fast_places"
 	FastpathMapFastRefusals    = "fast_refusals"
 	FastpathMapFastState       = "fast_state"
-	FastpathMapFastWatch       = "fast_watch"
 	FastpathMapForeign         = "foreign"
 	FastpathMapFragments       = "fragments"
 	FastpathMapGroups          = "groups"
@@ -736,7 +730,6 @@ type FastpathMapSpecs struct {
 	FastPlaces     *ebpf.MapSpec `ebpf:"fast_places"`
 	FastRefusals   *ebpf.MapSpec `ebpf:"fast_refusals"`
 	FastState      *ebpf.MapSpec `ebpf:"fast_state"`
-	FastWatch      *ebpf.MapSpec `ebpf:"fast_watch"`
 	Foreign        *ebpf.MapSpec `ebpf:"foreign"`
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	Groups         *ebpf.MapSpec `ebpf:"groups"`
@@ -813,7 +806,6 @@ type FastpathMaps struct {
 	FastPlaces     *ebpf.Map `ebpf:"fast_places"`
 	FastRefusals   *ebpf.Map `ebpf:"fast_refusals"`
 	FastState      *ebpf.Map `ebpf:"fast_state"`
-	FastWatch      *ebpf.Map `ebpf:"fast_watch"`
 	Foreign        *ebpf.Map `ebpf:"foreign"`
 	Fragments      *ebpf.Map `ebpf:"fragments"`
 	Groups         *ebpf.Map `ebpf:"groups"`
@@ -863,7 +855,6 @@ func (m *FastpathMaps) Close() error {
 		m.FastPlaces,
 		m.FastRefusals,
 		m.FastState,
-		m.FastWatch,
 		m.Foreign,
 		m.Fragments,
 		m.Groups,

@@ -104,7 +104,7 @@ func (f *fastpath) reset(t *testing.T) {
 	f.note(t)
 }
 
-// beat sets the daemon's last sign of life, and makes every CPU look anew.
+// beat sets the daemon's last sign of life, and makes the program look anew.
 func (f *fastpath) beat(t *testing.T, at uint64) {
 	t.Helper()
 	put(t, f.Heartbeat, uint32(0), at)
@@ -113,7 +113,10 @@ func (f *fastpath) beat(t *testing.T, at uint64) {
 
 func (f *fastpath) forget(t *testing.T) {
 	t.Helper()
-	put(t, f.FastWatch, uint32(0), make([]FastpathFastWatch, ebpf.MustPossibleCPU()))
+	var state FastpathFastState
+	mustDo(t, f.FastState.Lookup(uint32(0), &state))
+	state.Asked = 0
+	put(t, f.FastState, uint32(0), state)
 }
 
 // setHop sets the hop that entries lead to.

@@ -112,15 +112,11 @@ func (c *fastCopy) fill() error {
 	if _, _, err := c.run(ipv4, 1); err != nil {
 		return err
 	}
-	var watches []bpf.FastpathFastWatch
-	if err := c.FastWatch.Lookup(uint32(0), &watches); err != nil {
+	var state bpf.FastpathFastState
+	if err := c.FastState.Lookup(uint32(0), &state); err != nil {
 		return fmt.Errorf("ask the copy for its tick: %w", err)
 	}
-	var tick uint64
-	for _, w := range watches {
-		tick = max(tick, w.Tick)
-	}
-	return c.enter(uint32(tick) + 1<<30)
+	return c.enter(uint32(state.Asked) + 1<<30)
 }
 
 func (c *fastCopy) enter(until uint32) error {
