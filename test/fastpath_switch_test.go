@@ -27,6 +27,14 @@ func TestFastpathSwitches(t *testing.T) {
 	daemon := r.VippinProc()
 	flow := s.busy()
 	s.countsAll(flow)
+	for _, word := range []string{"off", "on"} { // a pin that is switched makes all flows be judged anew
+		before := s.fastpath(r).Generation
+		s.vippin(r, "pin", word, "2")
+		if after := s.fastpath(r).Generation; after == before {
+			t.Errorf("generation %d before and after pin %s", before, word)
+		}
+	}
+	s.settle(r, flow)
 
 	s.toggleFast("off", policy.EnabledByToggle, false)
 	s.toggleFast("off", policy.EnabledByToggle, false)
