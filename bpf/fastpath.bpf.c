@@ -10,6 +10,7 @@
 
 #include "maps.h"
 
+#include "fast_refused.h"
 #include "fastpath.h"
 #include "learn.h"
 
@@ -28,4 +29,21 @@ int vippin_learn(struct __sk_buff *skb)
 {
 	learn(skb);
 	return TC_ACT_UNSPEC;
+}
+
+/* Loaded apart, for kernels that can: frames that a device refused. */
+SEC("tp_btf/xdp_devmap_xmit")
+int BPF_PROG(vippin_sending, const struct net_device *from, const struct net_device *to, int sent, int drops,
+	     int err)
+{
+	look_at_sending(from, to, drops, err);
+	return 0;
+}
+
+SEC("tp_btf/xdp_redirect_err")
+int BPF_PROG(vippin_redirect, const struct net_device *from, const void *program, const void *to, int err,
+	     enum bpf_map_type map_type, __u32 map_id, __u32 index)
+{
+	look_at_redirect(from, err, map_type, index);
+	return 0;
 }

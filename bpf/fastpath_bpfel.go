@@ -623,6 +623,7 @@ const (
 	FastpathMapFastHopNumbers  = "fast_hop_numbers"
 	FastpathMapFastHops        = "fast_hops"
 	FastpathMapFastLearning    = "fast_learning"
+	FastpathMapFastLosses      = "fast_losses"
 	FastpathMapFastNotes       = "fast_notes"
 	FastpathMapFastOut         = "fast_out"
 	FastpathMapFastPlaces      = "fast_places"
@@ -652,6 +653,8 @@ const (
 	FastpathMapVrrpCounters    = "vrrp_counters"
 	FastpathProgVippinFastpath = "vippin_fastpath"
 	FastpathProgVippinLearn    = "vippin_learn"
+	FastpathProgVippinRedirect = "vippin_redirect"
+	FastpathProgVippinSending  = "vippin_sending"
 	FastpathVarFast4Mask       = "fast4_mask"
 	FastpathVarFast6Mask       = "fast6_mask"
 	FastpathVarTickNs          = "tick_ns"
@@ -701,6 +704,8 @@ type FastpathSpecs struct {
 type FastpathProgramSpecs struct {
 	VippinFastpath *ebpf.ProgramSpec `ebpf:"vippin_fastpath"`
 	VippinLearn    *ebpf.ProgramSpec `ebpf:"vippin_learn"`
+	VippinRedirect *ebpf.ProgramSpec `ebpf:"vippin_redirect"`
+	VippinSending  *ebpf.ProgramSpec `ebpf:"vippin_sending"`
 }
 
 // FastpathMapSpecs contains maps before they are loaded into the kernel.
@@ -725,6 +730,7 @@ type FastpathMapSpecs struct {
 	FastHopNumbers *ebpf.MapSpec `ebpf:"fast_hop_numbers"`
 	FastHops       *ebpf.MapSpec `ebpf:"fast_hops"`
 	FastLearning   *ebpf.MapSpec `ebpf:"fast_learning"`
+	FastLosses     *ebpf.MapSpec `ebpf:"fast_losses"`
 	FastNotes      *ebpf.MapSpec `ebpf:"fast_notes"`
 	FastOut        *ebpf.MapSpec `ebpf:"fast_out"`
 	FastPlaces     *ebpf.MapSpec `ebpf:"fast_places"`
@@ -801,6 +807,7 @@ type FastpathMaps struct {
 	FastHopNumbers *ebpf.Map `ebpf:"fast_hop_numbers"`
 	FastHops       *ebpf.Map `ebpf:"fast_hops"`
 	FastLearning   *ebpf.Map `ebpf:"fast_learning"`
+	FastLosses     *ebpf.Map `ebpf:"fast_losses"`
 	FastNotes      *ebpf.Map `ebpf:"fast_notes"`
 	FastOut        *ebpf.Map `ebpf:"fast_out"`
 	FastPlaces     *ebpf.Map `ebpf:"fast_places"`
@@ -850,6 +857,7 @@ func (m *FastpathMaps) Close() error {
 		m.FastHopNumbers,
 		m.FastHops,
 		m.FastLearning,
+		m.FastLosses,
 		m.FastNotes,
 		m.FastOut,
 		m.FastPlaces,
@@ -895,12 +903,16 @@ type FastpathVariables struct {
 type FastpathPrograms struct {
 	VippinFastpath *ebpf.Program `ebpf:"vippin_fastpath"`
 	VippinLearn    *ebpf.Program `ebpf:"vippin_learn"`
+	VippinRedirect *ebpf.Program `ebpf:"vippin_redirect"`
+	VippinSending  *ebpf.Program `ebpf:"vippin_sending"`
 }
 
 func (p *FastpathPrograms) Close() error {
 	return _FastpathClose(
 		p.VippinFastpath,
 		p.VippinLearn,
+		p.VippinRedirect,
+		p.VippinSending,
 	)
 }
 

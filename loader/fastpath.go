@@ -32,11 +32,13 @@ type Fastpath struct {
 	follow  *fastFollow
 	forward *ebpf.Program // XDP; nil after OpenFastpath
 	learn   *ebpf.Program // tc egress; nil after OpenFastpath
+	tracer  *fastTracer   // nil: this kernel cannot
 
 	mu      sync.Mutex              // guards what follows, and Attach as a whole
 	named   []string                // as Attach was told last
 	shown   []policy.FastpathDevice // as Attach told last
 	numbers map[int]uint8           // of the devices that take part, by ifindex
+	refused map[int]refusal         // by ifindex
 	told    map[string]string       // by interface, the last reason to refuse it that was logged
 }
 
@@ -85,7 +87,7 @@ func (f *Fastpath) Remove() error {
 
 // Close closes the file descriptors. Everything pinned stays in force.
 func (f *Fastpath) Close() error {
-	errs := []error{f.tables.close(), f.forward.Close(), f.learn.Close()}
+	errs := []error{f.tracer.close(), f.tables.close(), f.forward.Close(), f.learn.Close()}
 	for _, m := range f.maps.all() {
 		errs = append(errs, m.Close())
 	}

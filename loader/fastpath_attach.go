@@ -37,6 +37,7 @@ func (f *Fastpath) attach(scene fastScene) ([]policy.FastpathDevice, error) {
 		}
 	}
 	judgeTargets(devices)
+	f.judgeRefusals(devices)
 	refuseExcess(devices, int(f.maps.Out.MaxEntries())-1)
 	if err := f.retire(devices); err != nil {
 		return nil, fmt.Errorf("detach the fast path: %w", err)

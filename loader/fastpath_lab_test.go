@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -143,4 +144,75 @@ func TestFastpathTraffic(t *testing.T) {
 	sent := stop()
 	await(t, fmt.Sprintf("all of %d datagrams arrive", sent), func() bool { return l.arrived("flow") >= before+sent })
 	l.source(t, "flow")
+}
+
+// TestFastpathRefused: frames that a device refuses are lost. It is noticed, all
+// takes the stack, and the device comes back to the fast path when its link does.
+func TestFastpathRefused(t *testing.T) {
+	l := newForwardingLab(t)
+	_, f := l.open(t, testBPFFS(t))
+	if f.tracer == nil {
+		t.Skip("this kernel cannot trace redirected frames")
+	}
+	c := l.dial(t, "flow", "udp4", "192.168.1.10:43000")
+	forwards := func() bool {
+		mustAsk(t, c)
+		return packetsOf(t, f)["forwarded"] > 10
+	}
+	await(t, "the flow takes the fast path", forwards)
+	setPeer := func(up bool) {
+		t.Helper()
+		err := inNamespace(l.wan, func() error {
+			peer, err := netlink.LinkByName("peer")
+			if err != nil {
+				return err
+			}
+			if up {
+				return netlink.LinkSetUp(peer)
+			}
+			return netlink.LinkSetDown(peer)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	setPeer(false)
+	f.mu.Lock() // the kernel closes it by itself
+	await(t, "refused frames close the fast path", func() bool {
+		_, _ = c.conn.Write(fmt.Appendf(nil, "%-*s", lineLen, c.name))
+		return stateOf(t, f).Generation == 0
+	})
+	f.mu.Unlock()
+	await(t, "refused frames are noticed", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.refused[l.ifindex].frames > 0
+	})
+	if on := devicesOf(t, f); len(on) != 1 {
+		t.Errorf("the programs have %v, want lan0", on)
+	}
+	if state := stateOf(t, f); state.Generation == 0 {
+		t.Error("the fast path stays closed")
+	}
+	setPeer(true)
+	await(t, "wan0 is up", func() bool { return isUp(up(t, "wan0").Attrs().RawFlags) })
+	devices := mustAttach(t, f, "lan0", "wan0")
+	if devices[0].Mode != "native" || devices[1].Mode != "" {
+		t.Errorf("devices %+v, want lan0 alone", devices)
+	}
+	contains(t, devices[1].Refused, "frames that XDP sent there (no such device or address)")
+	forwarded := packetsOf(t, f)["forwarded"]
+	mustAsk(t, c, c, c)
+	if now := packetsOf(t, f)["forwarded"]; now != forwarded {
+		t.Errorf("%d packets took the fast path", now-forwarded)
+	}
+	setPeer(false)
+	await(t, "wan0 is down", func() bool { return !isUp(up(t, "wan0").Attrs().RawFlags) })
+	mustAttach(t, f, "lan0", "wan0")
+	setPeer(true)
+	mustAttach(t, f, "lan0", "wan0")
+	await(t, "the flow takes the fast path again", func() bool {
+		mustAsk(t, c)
+		return packetsOf(t, f)["forwarded"] > forwarded+10
+	})
 }

@@ -67,7 +67,7 @@ func (d *Dataplane) NewFastpath(opts FastpathOptions) (*Fastpath, error) {
 
 func (d *Dataplane) newFastpath(opts FastpathOptions) *Fastpath {
 	f := &Fastpath{plane: d, opts: opts, log: opts.Log, tables: &fastTables{}, follow: newFastFollow(),
-		numbers: make(map[int]uint8), told: make(map[string]string)}
+		numbers: make(map[int]uint8), refused: make(map[int]refusal), told: make(map[string]string)}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -81,6 +81,7 @@ func (f *Fastpath) load() error {
 	if err != nil {
 		return fmt.Errorf("read the built-in programs of the fast path: %w", err)
 	}
+	tracer := splitTracer(spec)
 	if err := f.prepare(spec); err != nil {
 		return err
 	}
@@ -105,6 +106,9 @@ func (f *Fastpath) load() error {
 			fresh[name] = coll.Maps[name]
 		}
 	}
+	if err := f.trace(tracer, coll.Maps); err != nil {
+		f.log.Info("devices that refuse redirected frames will not be noticed", "why", err)
+	}
 	if err := coll.Assign(&objects); err != nil {
 		return fmt.Errorf("sort out maps and programs of the fast path: %w", err)
 	}
@@ -123,14 +127,7 @@ func (f *Fastpath) load() error {
 // prepare sizes the tables, and leaves out the dataplane's maps that the fast
 // path has no use for.
 func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
-	used := make(map[string]bool)
-	for _, program := range spec.Programs {
-		for _, instruction := range program.Instructions {
-			if instruction.IsLoadFromMap() {
-				used[instruction.Reference()] = true
-			}
-		}
-	}
+	used := usedMaps(spec)
 	for name := range spec.Maps {
 		if !used[name] && !strings.HasPrefix(name, fastPrefix) && name[0] != '.' {
 			delete(spec.Maps, name)
