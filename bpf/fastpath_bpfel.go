@@ -622,6 +622,7 @@ const (
 	FastpathMapFastHopLast     = "fast_hop_last"
 	FastpathMapFastHopNumbers  = "fast_hop_numbers"
 	FastpathMapFastHops        = "fast_hops"
+	FastpathMapFastInterfaces  = "fast_interfaces"
 	FastpathMapFastLearning    = "fast_learning"
 	FastpathMapFastLosses      = "fast_losses"
 	FastpathMapFastNotes       = "fast_notes"
@@ -729,6 +730,7 @@ type FastpathMapSpecs struct {
 	FastHopLast    *ebpf.MapSpec `ebpf:"fast_hop_last"`
 	FastHopNumbers *ebpf.MapSpec `ebpf:"fast_hop_numbers"`
 	FastHops       *ebpf.MapSpec `ebpf:"fast_hops"`
+	FastInterfaces *ebpf.MapSpec `ebpf:"fast_interfaces"`
 	FastLearning   *ebpf.MapSpec `ebpf:"fast_learning"`
 	FastLosses     *ebpf.MapSpec `ebpf:"fast_losses"`
 	FastNotes      *ebpf.MapSpec `ebpf:"fast_notes"`
@@ -806,6 +808,7 @@ type FastpathMaps struct {
 	FastHopLast    *ebpf.Map `ebpf:"fast_hop_last"`
 	FastHopNumbers *ebpf.Map `ebpf:"fast_hop_numbers"`
 	FastHops       *ebpf.Map `ebpf:"fast_hops"`
+	FastInterfaces *ebpf.Map `ebpf:"fast_interfaces"`
 	FastLearning   *ebpf.Map `ebpf:"fast_learning"`
 	FastLosses     *ebpf.Map `ebpf:"fast_losses"`
 	FastNotes      *ebpf.Map `ebpf:"fast_notes"`
@@ -856,6 +859,7 @@ func (m *FastpathMaps) Close() error {
 		m.FastHopLast,
 		m.FastHopNumbers,
 		m.FastHops,
+		m.FastInterfaces,
 		m.FastLearning,
 		m.FastLosses,
 		m.FastNotes,

@@ -16,7 +16,8 @@
 #define SECOND_NS 1000000000U
 #define QUIET_NS 10000000 /* after a change of generation packets are under way that the old rules judged */
 #define EAGER_PACKETS 16 /* a TCP flow through the stack before it is worth being made liberal */
-#define FAR (1U << 30) /* in TCP's sequence space */
+#define FAR (1U << 30) /* of acknowledgements */
+#define PLACE_TAGS 0xffffff
 
 /* include/uapi/linux/netfilter/nf_conntrack_tcp.h */
 #define TCP_CONNTRACK_ESTABLISHED 3
@@ -42,6 +43,17 @@ struct {
 	__type(key, __u32);
 	__type(value, struct learning);
 } fast_learning SEC(".maps");
+
+/* What VLAN a place is, as packets that came in have shown: when one leaves, its
+ * VLAN may have dropped the route (IFF_XMIT_DST_RELEASE, which it takes over from
+ * the device below).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_IFACES);
+	__type(key, __u32); /* place, without FAST_TCP */
+	__type(value, __u32); /* ifindex */
+} fast_interfaces SEC(".maps");
 
 static __always_inline void count_refusal(enum fast_refusal refusal)
 {
@@ -144,6 +156,39 @@ static __always_inline enum fast_refusal apply_mapping(struct learning *l, __u32
 	return is_acknowledged(key, end) ? LEARNABLE : REFUSED_NOT_ACKED;
 }
 
+static __always_inline void note_interface(__u32 place, __u32 ifindex)
+{
+	__u32 *known = bpf_map_lookup_elem(&fast_interfaces, &place);
+
+	if (!known || *known != ifindex)
+		bpf_map_update_elem(&fast_interfaces, &place, &ifindex, BPF_ANY);
+}
+
+/* Is this interface's place there? */
+static __always_inline bool is_at(__u32 ifindex, __u32 there)
+{
+	__u32 *place = bpf_map_lookup_elem(&fast_places, &ifindex);
+
+	return place && there && *place == there;
+}
+
+/* The interface that a packet leaves by, above its tags; 0: not known. Whether it is
+ * the one that routing chose shows later.
+ */
+static __always_inline __u32 leaves_by(struct __sk_buff *skb, const struct leaving *pkt)
+{
+	__u32 *known, place = pkt->place;
+	struct dst_entry *dst;
+
+	if (!pkt->hop.tags)
+		return skb->ifindex;
+	dst = route_of(skb);
+	if (dst)
+		return route_interface(dst);
+	known = bpf_map_lookup_elem(&fast_interfaces, &place);
+	return known && is_at(*known, place) ? *known : 0;
+}
+
 /* What the packet looked like when it came in, and what it should look like now. */
 static __always_inline enum fast_refusal explain(struct __sk_buff *skb, const struct fast_state *state,
 						 struct learning *l)
@@ -158,7 +203,7 @@ static __always_inline enum fast_refusal explain(struct __sk_buff *skb, const st
 	l->reply = info == CTINFO_IS_REPLY;
 	if (info && !l->reply)
 		return REFUSED_NOT_ESTABLISHED;
-	slot = slot_of(l->reply ? skb->ingress_ifindex : route_interface(route_of(skb)));
+	slot = slot_of(l->reply ? skb->ingress_ifindex : leaves_by(skb, &l->pkt));
 	if (!slot && !state->all)
 		return REFUSED_NOT_PINNED;
 	ct = copy_conntrack(nfct, l->conntrack, sizeof(l->conntrack));
@@ -200,17 +245,28 @@ static __always_inline enum fast_refusal judge_note(struct __sk_buff *skb, const
 	if (note->generation != l->generation ||
 	    (__s64)(bpf_ktime_get_coarse_ns() - state->bumped_ns) < QUIET_NS)
 		return REFUSED_GENERATION;
+	if (*place & PLACE_TAGS)
+		note_interface(*place, ifindex);
 	if (note->ttl != l->pkt.ttl + 1 || note->tos != l->pkt.tos || was_decrypted(skb))
 		return REFUSED_CHANGED;
 	return LEARNABLE;
 }
 
-/* Does it leave by a device that routing chose, or by a VLAN on it? */
-static __always_inline bool leaves_as_routed(struct dst_entry *dst, const struct leaving *pkt)
+/* Was it routed to this device, or to a VLAN on it: not to a bridge, say? *mtu gets
+ * what the way takes.
+ */
+static __always_inline bool leaves_as_routed(struct __sk_buff *skb, struct learning *l, __u32 *mtu)
 {
-	__u32 ifindex = route_interface(dst), *place = bpf_map_lookup_elem(&fast_places, &ifindex);
+	struct dst_entry *dst = route_of(skb);
+	__u32 ifindex;
 
-	return place && pkt->place && *place == pkt->place;
+	if (dst) {
+		*mtu = route_mtu(dst, l->pkt.ipv6);
+		return is_at(route_interface(dst), l->pkt.place);
+	}
+	ifindex = l->pkt.hop.tags ? leaves_by(skb, &l->pkt) : 0;
+	*mtu = 0; /* and this is not a length to be checked, but the packet's own */
+	return ifindex && bpf_check_mtu(skb, ifindex, mtu, 0, 0) >= 0;
 }
 
 /* Is what one end acknowledged last, as conntrack remembers it, out of sight of the
@@ -284,13 +340,15 @@ static __always_inline bool set_deadline(const struct fast_state *state, const s
 	return true;
 }
 
-static __always_inline enum fast_refusal enter(struct dst_entry *dst, struct learning *l)
+static __always_inline enum fast_refusal enter(struct __sk_buff *skb, struct learning *l, __u32 mtu)
 {
 	struct fast_fate *fate = &l->lesson.fate;
-	__u32 mtu = route_mtu(dst, l->pkt.ipv6);
+	struct fast_hop *hop = &l->pkt.hop;
 
-	l->pkt.hop.mtu = mtu < 0xffff ? mtu : 0xffff;
-	fate->hop = number_hop(&l->pkt.hop);
+	if (bpf_skb_load_bytes(skb, 0, hop->macs, sizeof(hop->macs)))
+		return REFUSED_PACKET;
+	hop->mtu = mtu < 0xffff ? mtu : 0xffff;
+	fate->hop = number_hop(hop);
 	if (!fate->hop)
 		return REFUSED_FULL;
 	fate->new_ports = ports_of(&l->lesson.after);
@@ -305,13 +363,13 @@ static __always_inline enum fast_refusal judge(struct __sk_buff *skb, const stru
 {
 	struct nf_conn *ct = (struct nf_conn *)l->conntrack;
 	enum fast_refusal refusal = explain(skb, state, l);
-	struct dst_entry *dst = route_of(skb);
+	__u32 mtu;
 
 	if (refusal == LEARNABLE)
 		refusal = judge_note(skb, state, l);
 	if (refusal != LEARNABLE)
 		return refusal;
-	if (!leaves_as_routed(dst, &l->pkt))
+	if (!leaves_as_routed(skb, l, &mtu))
 		return REFUSED_CHANGED;
 	if (!set_deadline(state, ct, l))
 		return REFUSED_NOT_ESTABLISHED;
@@ -319,7 +377,7 @@ static __always_inline enum fast_refusal judge(struct __sk_buff *skb, const stru
 		ask_for(skb, state, l);
 		return REFUSED_NOT_LIBERAL;
 	}
-	return enter(dst, l);
+	return enter(skb, l, mtu);
 }
 
 /* A connection begins or ends: the other direction takes the stack, too. */

@@ -52,11 +52,10 @@ type learnLab struct {
 	*dataplane
 	fast             *FastpathObjects
 	router, lan, wan netns.NsHandle
-	lan0             int // ifindex
-	wan0             int
-	out              int // ifindex of what packets to the server are routed by: wan0 or a VLAN on it
+	lan0, wan0       int // ifindex
+	in, out          int // ifindex of what packets are routed by: lan0 and wan0, or VLANs on them
+	lanTags, wanTags []tag
 	asks             *ringbuf.Reader
-	xdp              []link.Link
 }
 
 var sharedLearning *FastpathObjects
@@ -102,18 +101,23 @@ func loadLearning(t *testing.T, d *dataplane) *FastpathObjects {
 
 func newLearnLab(t *testing.T) *learnLab {
 	t.Helper()
-	l := &learnLab{dataplane: newDataplane(t)}
+	return newTaggedLab(t, nil, nil)
+}
+
+// newTaggedLab has its hosts in VLANs.
+func newTaggedLab(t *testing.T, lanTags, wanTags []tag) *learnLab {
+	t.Helper()
+	l := &learnLab{dataplane: newDataplane(t), lanTags: lanTags, wanTags: wanTags}
 	if sharedLearning == nil {
 		sharedLearning = loadLearning(t, l.dataplane)
 	}
 	l.fast = sharedLearning
 	router := enterNamespace(t)
 	l.router = router
-	l.lan, l.lan0 = side(t, router, "lan0", "198.18.1.1/24", "2001:db8:18::1/64", host4.String()+"/24", host6.String()+"/64")
-	l.wan, l.wan0 = side(t, router, "wan0", unique4.String()+"/24", unique6.String()+"/64", server4.String()+"/24", server6.String()+"/64")
-	l.out = l.wan0
-	wan0, err := netlink.LinkByIndex(l.wan0)
-	mustDo(t, err, addAddr(wan0, vip4.String()+"/32"), addAddr(wan0, vip6.String()+"/128"))
+	l.lan, l.lan0, l.in = side(t, router, "lan0", lanTags, "198.18.1.1/24", "2001:db8:18::1/64", host4.String()+"/24", host6.String()+"/64")
+	l.wan, l.wan0, l.out = side(t, router, "wan0", wanTags, unique4.String()+"/24", unique6.String()+"/64", server4.String()+"/24", server6.String()+"/64")
+	out, err := netlink.LinkByIndex(l.out)
+	mustDo(t, err, addAddr(out, vip4.String()+"/32"), addAddr(out, vip6.String()+"/128"))
 	mustDo(t, inside(l.lan, func() error {
 		return errors.Join(addRoute("0.0.0.0/0", "198.18.1.1"), addRoute("::/0", "2001:db8:18::1"))
 	}))
@@ -148,10 +152,11 @@ func (l *learnLab) configure(t *testing.T) {
 		device, err := netlink.LinkByIndex(ifindex)
 		mustDo(t, err)
 		put(t, l.fast.FastDevices, uint32(ifindex), FastpathFastDevice{Number: number, Mac: [6]uint8(device.Attrs().HardwareAddr)})
-		put(t, l.fast.FastPlaces, uint32(ifindex), uint32(number)<<24)
 		put(t, l.fast.FastOut, uint32(number), uint32(ifindex))
 		t.Cleanup(func() { put(t, l.fast.FastDevices, uint32(ifindex), FastpathFastDevice{}) })
 	}
+	put(t, l.fast.FastPlaces, uint32(l.in), placeIn(lanNumber, l.lanTags))
+	put(t, l.fast.FastPlaces, uint32(l.out), placeIn(wanNumber, l.wanTags))
 	l.setState(t, func(*FastpathFastState) {})
 	put(t, l.Heartbeat, uint32(0), coarseNow(t))
 	l.exits(t)
@@ -188,7 +193,6 @@ func (l *learnLab) attach(t *testing.T) {
 		if err != nil {
 			t.Fatalf("attach XDP to interface %d: %v", ifindex, err)
 		}
-		l.xdp = append(l.xdp, lnk)
 		t.Cleanup(func() { _ = lnk.Close() })
 	}
 }
@@ -250,9 +254,24 @@ func inside(ns netns.NsHandle, do func() error) error {
 	return <-done
 }
 
+// placeIn is where packets with these tags come in.
+func placeIn(number uint32, tags []tag) uint32 {
+	place := number << 24
+	if len(tags) > 0 {
+		place |= uint32(tags[0].id) << 12
+		if tags[0].ethertype == unix.ETH_P_8021AD {
+			place |= fast8021AD
+		}
+	}
+	if len(tags) > 1 {
+		place |= uint32(tags[1].id)
+	}
+	return place
+}
+
 // side makes a namespace and a cable to it that carries XDP's frames. The first two
-// addresses are the router's.
-func side(t *testing.T, router netns.NsHandle, name string, addrs ...string) (netns.NsHandle, int) {
+// addresses are the router's. It returns the interfaces without and with VLANs.
+func side(t *testing.T, router netns.NsHandle, name string, tags []tag, addrs ...string) (ns netns.NsHandle, device, top int) {
 	t.Helper()
 	ns, err := netns.New() // and enters it
 	mustDo(t, err, netns.Set(router))
@@ -263,32 +282,54 @@ func side(t *testing.T, router netns.NsHandle, name string, addrs ...string) (ne
 	ours, err := netlink.LinkByName(name)
 	mustDo(t, err)
 	peer, err := netlink.LinkByName("peer")
-	mustDo(t, err, netlink.LinkSetNsFd(peer, int(ns)), upWith(ours, addrs[:2]...))
-	mustDo(t, inside(ns, func() error {
+	mustDo(t, err, netlink.LinkSetNsFd(peer, int(ns)))
+	above, err := upWith(ours, tags, addrs[:2]...)
+	if len(tags) > 0 && errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("this kernel has no VLANs (8021q)")
+	}
+	mustDo(t, err, inside(ns, func() error {
 		peer, err := netlink.LinkByName("peer")
 		if err != nil {
 			return err
 		}
-		if err := upWith(peer, addrs[2:]...); err != nil {
+		if _, err := upWith(peer, tags, addrs[2:]...); err != nil {
 			return err
 		}
-		// A program redirects what is in memory: checksums have to be there. A veth
-		// takes its frames if GRO was switched on at the other end while it was up.
-		said, err := exec.Command("ethtool", "-K", "peer", "tx", "off", "gro", "on").CombinedOutput()
+		// A program redirects what is in memory: checksums and tags have to be there. A
+		// veth takes its frames if GRO was switched on at the other end while it was up.
+		said, err := exec.Command("ethtool", "-K", "peer", "tx", "off", "txvlan", "off",
+			"tx-vlan-stag-hw-insert", "off", "gro", "on").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("ethtool: %w: %s", err, said)
 		}
 		return nil
 	}))
-	return ns, ours.Attrs().Index
+	return ns, ours.Attrs().Index, above.Attrs().Index
 }
 
-func upWith(l netlink.Link, addrs ...string) error {
-	errs := []error{netlink.LinkSetUp(l)}
-	for _, addr := range addrs {
-		errs = append(errs, addAddr(l, addr))
+// upWith returns the interface that has got the addresses: the device, or VLANs on it.
+func upWith(l netlink.Link, tags []tag, addrs ...string) (netlink.Link, error) {
+	if err := netlink.LinkSetUp(l); err != nil {
+		return nil, err
 	}
-	return errors.Join(errs...)
+	for _, tag := range tags {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.ParentIndex = fmt.Sprintf("%s.%d", l.Attrs().Name, tag.id), l.Attrs().Index
+		vlan := &netlink.Vlan{LinkAttrs: attrs, VlanId: int(tag.id), VlanProtocol: netlink.VlanProtocol(tag.ethertype)}
+		if err := netlink.LinkAdd(vlan); err != nil {
+			return nil, fmt.Errorf("add %s: %w", attrs.Name, err)
+		}
+		if err := netlink.LinkSetUp(vlan); err != nil {
+			return nil, err
+		}
+		l = vlan
+	}
+	for _, addr := range addrs {
+		if err := addAddr(l, addr); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
 }
 
 func addAddr(l netlink.Link, text string) error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func decodeAsk(t *testing.T, raw []byte) (ask FastpathFastAsk) {
@@ -60,8 +61,8 @@ func server(ipv6 bool) netip.Addr {
 }
 
 const (
-	snatToVIP = `table ip nat { chain post { type nat hook postrouting priority srcnat; oifname "wan0" snat to 198.51.100.2; }; }
-		table ip6 nat { chain post { type nat hook postrouting priority srcnat; oifname "wan0" snat to 2001:db8:1::2; }; }`
+	snatToVIP = `table ip nat { chain post { type nat hook postrouting priority srcnat; oifname "wan*" snat to 198.51.100.2; }; }
+		table ip6 nat { chain post { type nat hook postrouting priority srcnat; oifname "wan*" snat to 2001:db8:1::2; }; }`
 	portForward = `table ip nat { chain pre { type nat hook prerouting priority dstnat; udp dport 8000 dnat to 198.18.1.10:5555; }; }
 		table ip6 nat { chain pre { type nat hook prerouting priority dstnat; udp dport 8000 dnat to [2001:db8:18::10]:5555; }; }`
 	noNAT = `table inet filter { chain forward { type filter hook forward priority filter; ct state invalid drop; }; }`
@@ -198,8 +199,8 @@ func (l *learnLab) sameEntries(t *testing.T, name string, s scene, ipv6 bool, pa
 		headers = 48
 	}
 	want := [2]entry{
-		{src: inside, dst: outside, newSrc: wire, newDst: outside, place: lanNumber << 24},
-		{src: outside, dst: wire, newSrc: outside, newDst: inside, place: wanNumber << 24},
+		{src: inside, dst: outside, newSrc: wire, newDst: outside, place: placeIn(lanNumber, l.lanTags)},
+		{src: outside, dst: wire, newSrc: outside, newDst: inside, place: placeIn(wanNumber, l.wanTags)},
 	}
 	lengths := [2]uint64{headers + 3, headers + 4}
 	if s.inward {
@@ -223,9 +224,59 @@ func (l *learnLab) sameEntries(t *testing.T, name string, s scene, ipv6 bool, pa
 				packets, packets*lengths[i])
 		}
 		hop := l.hop(t, e.fate.Hop)
-		device := []uint8{wanNumber, lanNumber}[i]
-		if hop.Device != device || hop.Alive != 1 || hop.Tags != 0 || hop.Mtu != 1500 {
-			t.Errorf("%s: hop %+v, want device %d", name, hop, device)
+		hop.Macs = [12]uint8{}
+		if want := l.hopOut(t, i == 0); hop != want {
+			t.Errorf("%s: hop %+v, want %+v", name, hop, want)
+		}
+	}
+}
+
+// hopOut is the hop to the server or to the host, but for MAC addresses.
+func (l *learnLab) hopOut(t *testing.T, outward bool) FastpathFastHop {
+	t.Helper()
+	tags, ifindex := l.lanTags, l.in
+	hop := FastpathFastHop{Device: lanNumber, Alive: 1}
+	if outward {
+		hop.Device, tags, ifindex = wanNumber, l.wanTags, l.out
+	}
+	above, err := netlink.LinkByIndex(ifindex)
+	mustDo(t, err)
+	hop.Mtu, hop.Tags = uint16(above.Attrs().MTU), uint8(len(tags))
+	if len(tags) > 0 {
+		hop.OuterProto, hop.OuterTci = be16(tags[0].ethertype), be16(tags[0].id)
+	}
+	if len(tags) > 1 {
+		hop.InnerProto, hop.InnerTci = be16(tags[1].ethertype), be16(tags[1].id)
+	}
+	return hop
+}
+
+// Tags are of the place where packets come in and of the hop that they take. The
+// emulated machines have VLANs (make test-vm).
+func TestLearnsTagged(t *testing.T) {
+	vlan := func(id uint16) tag { return tag{unix.ETH_P_8021Q, id} }
+	service := func(id uint16) tag { return tag{unix.ETH_P_8021AD, id} }
+	for _, c := range []struct{ lan, wan []tag }{
+		{nil, []tag{vlan(2)}},
+		{[]tag{vlan(3)}, nil},
+		{[]tag{vlan(3)}, []tag{vlan(2)}},
+		{[]tag{vlan(3)}, []tag{service(100), vlan(20)}},
+		{[]tag{vlan(100), vlan(20)}, []tag{service(4000)}},
+	} {
+		l := newTaggedLab(t, c.lan, c.wan)
+		in, err := netlink.LinkByIndex(l.in)
+		mustDo(t, err, netlink.LinkSetMTU(in, 1480))
+		out, err := netlink.LinkByIndex(l.out)
+		mustDo(t, err, netlink.LinkSetMTU(out, 1490))
+		for _, ipv6 := range []bool{false, true} { // shows which VLANs there are
+			k := l.talk(t, ipv6, 4000)
+			k.out(t)
+			k.back(t)
+			k.out(t)
+			k.back(t)
+		}
+		for _, ipv6 := range []bool{false, true} {
+			l.play(t, fmt.Sprintf("%v to %v, %v", c.lan, c.wan, host(ipv6)), scenes[0], ipv6)
 		}
 	}
 }
