@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -102,6 +103,7 @@ func (f *fastpath) reset(t *testing.T) {
 	f.tick = f.now(t)
 	f.exits(t)
 	f.note(t)
+	f.pinCounts(t, pinNumber)
 }
 
 // beat sets the daemon's last sign of life, and makes the program look anew.
@@ -109,6 +111,12 @@ func (f *fastpath) beat(t *testing.T, at uint64) {
 	t.Helper()
 	put(t, f.Heartbeat, uint32(0), at)
 	f.forget(t)
+}
+
+func (f *fastpath) lastBeat(t *testing.T) (at uint64) {
+	t.Helper()
+	mustDo(t, f.Heartbeat.Lookup(uint32(0), &at))
+	return at
 }
 
 func (f *fastpath) forget(t *testing.T) {
@@ -148,15 +156,20 @@ type xdpMD struct {
 // run passes one frame through XDP.
 func (f *fastpath) run(t *testing.T, frame []byte, md *xdpMD) (uint32, []byte) {
 	t.Helper()
-	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
-	if md != nil {
-		opts.Context = *md
-	}
-	action, err := f.VippinFastpath.Run(opts)
+	action, out, err := f.tryRun(frame, md)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return action, opts.DataOut
+	return action, out
+}
+
+func (f *fastpath) tryRun(frame []byte, md *xdpMD) (uint32, []byte, error) {
+	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+	if md != nil {
+		opts.Context, opts.ContextOut = *md, &xdpMD{}
+	}
+	action, err := f.VippinFastpath.Run(opts)
+	return action, opts.DataOut, err
 }
 
 // exits returns and clears the counters.
@@ -174,11 +187,13 @@ func (f *fastpath) exits(t *testing.T) map[FastpathFastExit]uint64 {
 // note returns and clears the one note; without one it is zero.
 func (f *fastpath) note(t *testing.T) (found FastpathFastNote) {
 	t.Helper()
-	for i := range f.FastNotes.MaxEntries() {
-		var n FastpathFastNote
-		if err := f.FastNotes.Lookup(i, &n); err != nil {
-			t.Fatal(err)
-		}
+	indices := make([]uint32, f.FastNotes.MaxEntries())
+	notes := make([]FastpathFastNote, len(indices))
+	var cursor ebpf.MapBatchCursor
+	if _, err := f.FastNotes.BatchLookup(&cursor, indices, notes, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Fatal(err)
+	}
+	for i, n := range notes {
 		if n.Digest == 0 {
 			continue
 		}
@@ -186,7 +201,7 @@ func (f *fastpath) note(t *testing.T) (found FastpathFastNote) {
 			t.Error("more than one note")
 		}
 		found = n
-		put(t, f.FastNotes, i, FastpathFastNote{})
+		put(t, f.FastNotes, indices[i], FastpathFastNote{})
 	}
 	return found
 }
@@ -202,6 +217,7 @@ type fastFlow struct {
 	in, out frame
 	place   uint32
 	fate    FastpathFastFate
+	bucket  uint64 // another digest whose bucket it is entered into, or 0
 }
 
 // fastFrame is a packet of the flow as an inside host sends it.
@@ -312,7 +328,7 @@ func (fl *fastFlow) digest() uint64 {
 // enter writes the entry into a way of its bucket.
 func (f *fastpath) enter(t *testing.T, fl *fastFlow, way int) {
 	t.Helper()
-	bucket := uint32(fl.digest() & (fastBuckets - 1))
+	bucket := uint32(cmp.Or(fl.bucket, fl.digest()) & (fastBuckets - 1))
 	if fl.in.ipv6() {
 		var b FastpathFast6Bucket
 		mustDo(t, f.Fast6.Lookup(bucket, &b))
@@ -334,7 +350,7 @@ func (f *fastpath) enter(t *testing.T, fl *fastFlow, way int) {
 // fateOf reads the entry's fate.
 func (f *fastpath) fateOf(t *testing.T, fl *fastFlow, way int) FastpathFastFate {
 	t.Helper()
-	bucket := uint32(fl.digest() & (fastBuckets - 1))
+	bucket := uint32(cmp.Or(fl.bucket, fl.digest()) & (fastBuckets - 1))
 	if fl.in.ipv6() {
 		var b FastpathFast6Bucket
 		mustDo(t, f.Fast6.Lookup(bucket, &b))
