@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
 )
@@ -124,7 +125,7 @@ func (f *Fastpath) load() error {
 	return f.replacePrograms()
 }
 
-// prepare sizes the tables, and leaves out the dataplane's maps that the fast
+// prepare sizes the tables, says how long a tick is, and leaves out the dataplane's maps that the fast
 // path has no use for.
 func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
 	used := usedMaps(spec)
@@ -139,6 +140,13 @@ func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
 		if err := spec.Variables[mask].Set(buckets - 1); err != nil {
 			return fmt.Errorf("tell the fast path the size of table %s: %w", name, err)
 		}
+	}
+	var tick unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
+		return fmt.Errorf("read the length of the kernel's tick: %w", err)
+	}
+	if err := spec.Variables[bpf.FastpathVarTickNs].Set(uint32(tick.Nano())); err != nil {
+		return fmt.Errorf("tell the fast path the length of the kernel's tick: %w", err)
 	}
 	return nil
 }
