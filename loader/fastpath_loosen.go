@@ -37,14 +37,15 @@ func (f *Fastpath) openLoosener() (*loosening, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loosen TCP windows for the fast path: %w", err)
 	}
-	return &loosening{f, &f.follow.loosener, conn}, nil
+	return &loosening{fastpath: f, loosener: &f.follow.loosener, conn: conn}, nil
 }
 
 // loosening is a loosener at work.
 type loosening struct {
 	fastpath *Fastpath
 	*loosener
-	conn *conntrack.Conn
+	conn    *conntrack.Conn
+	failing bool
 }
 
 func (l *loosening) close() { _ = l.conn.Close() }
@@ -92,12 +93,14 @@ func (l *loosening) change(ctx context.Context, changes []conntrack.Change) {
 	failed := uint64(0)
 	err := l.conn.Update(changes, func(int, error) { failed++ }) // it is gone
 	if err != nil {
-		if ctx.Err() == nil {
-			l.fastpath.log.Warn("TCP connections stay off the fast path for now", "connections", len(changes), "error", err)
+		if ctx.Err() == nil && !l.failing {
+			l.fastpath.log.Warn("TCP connections stay off the fast path for now", "error", err)
 		}
+		l.failing = true
 		l.lost.Add(uint64(len(changes)))
 		return
 	}
+	l.failing = false
 	l.gone.Add(failed)
 	l.done.Add(uint64(len(changes)) - failed)
 }

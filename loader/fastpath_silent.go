@@ -60,14 +60,13 @@ func (f *Fastpath) classify() (again time.Duration) {
 	began := time.Now()
 	why, err := silentFirewall()
 	if err != nil {
-		why = "a firewall that cannot be read"
-		f.log.Warn("what the firewall consists of is not known, so flows are judged anew every few seconds", "error", err)
+		why = "a firewall that cannot be read: " + err.Error()
 	}
 	if len(f.follow.firewall.wake) > 0 { // changed meanwhile
 		return rulesSettle
 	}
-	if was := f.follow.firewall.say(why); was != why {
-		f.log.Debug("the firewall was read", "changes without an event", why)
+	if was := f.follow.firewall.say(why); err != nil && was != why {
+		f.log.Warn("flows are judged anew every few seconds", "because of", why)
 	}
 	switch {
 	case why == "":

@@ -22,9 +22,10 @@ type firewall struct {
 
 type firewallChain struct {
 	chainKey
-	kind  string // of a base chain: filter, nat, route
-	hook  int    // -1: not a base chain
-	rules [][]firewallExpr
+	kind     string // of a base chain: filter, nat, route
+	hook     int    // -1: not a base chain
+	priority int32  // of a base chain
+	rules    [][]firewallExpr
 }
 
 type firewallExpr struct {
@@ -111,8 +112,11 @@ func (w *firewall) addChain(family nftables.TableFamily, a *mdnetlink.AttributeD
 		case unix.NFTA_CHAIN_HOOK:
 			a.Nested(func(hook *mdnetlink.AttributeDecoder) error {
 				for hook.Next() {
-					if hook.Type() == unix.NFTA_HOOK_HOOKNUM {
+					switch hook.Type() {
+					case unix.NFTA_HOOK_HOOKNUM:
 						chain.hook = int(hook.Uint32())
+					case unix.NFTA_HOOK_PRIORITY:
+						chain.priority = hook.Int32()
 					}
 				}
 				return nil

@@ -54,6 +54,12 @@ var firewalls = []struct {
 	{"limit of the router's own packets", `table inet filter { chain input { type filter hook input priority 0; limit rate 1/second accept; }
 		chain output { type filter hook output priority 0; limit rate 1/second accept; } }`, ""},
 	{"limit in prerouting", "table ip raw { chain pre { type filter hook prerouting priority raw; limit rate 1/second accept; } }", "limit in ip raw pre"},
+	{"limit of what is invalid", inForward("ct state invalid limit rate 1/second log"), ""},
+	{"limit of what is invalid, as everything is before conntrack",
+		"table ip raw { chain pre { type filter hook prerouting priority raw; ct state invalid limit rate 1/second drop; } }", "limit in ip raw pre"},
+	{"limit after established ones have gone, before conntrack", `table inet raw { chain states { ct state established accept; }
+		chain pre { type filter hook prerouting priority raw; jump states; limit rate 1/second accept; }
+		chain forward { type filter hook forward priority 0; jump states; limit rate 1/second accept; } }`, "limit in inet raw pre"},
 	{"limit in another base chain", `table inet filter { chain forward { type filter hook forward priority 0; ct state established accept; } }
 		table inet more { chain post { type filter hook postrouting priority 0; limit rate 1/second accept; } }`, "limit in inet more post"},
 	{"limit of IPv6", "table ip6 filter { chain forward { type filter hook forward priority 0; limit rate 1/second accept; } }", "limit in ip6 filter forward"},

@@ -14,13 +14,18 @@ import (
 // differently although no event came between them; "": there is none. Only rules that
 // such packets get to, on their way through the router, count.
 func (w *firewall) silent() string {
-	walk := firewallWalk{firewall: w, ends: make(map[*firewallChain]bool)}
-	for _, chain := range w.order {
-		if chain.forwards() {
-			walk.chain(chain)
+	for _, tracked := range []bool{true, false} {
+		walk := firewallWalk{firewall: w, tracked: tracked, ends: make(map[*firewallChain]bool)}
+		for _, chain := range w.order {
+			if chain.forwards() && chain.tracked() == tracked {
+				walk.chain(chain)
+			}
+		}
+		if walk.why != "" {
+			return walk.why
 		}
 	}
-	return walk.why
+	return ""
 }
 
 // forwards tells whether forwarded packets of established connections meet a base
@@ -38,11 +43,28 @@ func (c *firewallChain) forwards() bool {
 		uint32(c.hook) != uint32(*nftables.ChainHookInput) && uint32(c.hook) != uint32(*nftables.ChainHookOutput)
 }
 
+// Of include/uapi/linux/netfilter_ipv4.h and netfilter.h.
+const (
+	priorityConntrack = -200
+	inetIngress       = 5
+)
+
+// tracked tells whether conntrack has seen a packet that comes to a base chain: before
+// that, its ct state is none.
+func (c *firewallChain) tracked() bool {
+	switch c.family {
+	case nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6:
+		return c.hook != inetIngress && (uint32(c.hook) != uint32(*nftables.ChainHookPrerouting) || c.priority > priorityConntrack)
+	}
+	return false
+}
+
 // firewallWalk follows a packet whose ct state is established.
 type firewallWalk struct {
 	*firewall
-	ends map[*firewallChain]bool // by chain that was walked: no such packet returns
-	why  string                  // found
+	tracked bool
+	ends    map[*firewallChain]bool // by chain that was walked: no such packet returns
+	why     string                  // found
 }
 
 // NF_DROP and NF_ACCEPT, include/uapi/linux/netfilter.h.
@@ -184,8 +206,10 @@ func (r *firewallRule) ct(e *firewallExpr) (matches bool) {
 	delete(r.known, slot(register))
 	switch what {
 	case unix.NFT_CT_STATE:
-		r.known[slot(register)] = native32(established)
-		return true
+		if r.tracked {
+			r.known[slot(register)] = native32(established)
+			return true
+		}
 	case unix.NFT_CT_DIRECTION, unix.NFT_CT_STATUS, unix.NFT_CT_HELPER, unix.NFT_CT_L3PROTOCOL, unix.NFT_CT_SRC, unix.NFT_CT_DST,
 		unix.NFT_CT_PROTOCOL, unix.NFT_CT_PROTO_SRC, unix.NFT_CT_PROTO_DST, unix.NFT_CT_ZONE, unix.NFT_CT_ID,
 		unix.NFT_CT_SRC_IP, unix.NFT_CT_DST_IP, unix.NFT_CT_SRC_IP6, unix.NFT_CT_DST_IP6:

@@ -112,16 +112,20 @@ func (f *fastLab) setNeighbour(ip string, address mac, state int) {
 	}
 }
 
-// barrier returns when Run has taken what rtnetlink told until now.
+// barrier returns when Run has taken what rtnetlink told until now. It asks again,
+// since events may be lost.
 func (f *fastLab) barrier() {
 	f.t.Helper()
 	address := mac{2, 0xba, 0, 0, 0, 0}
 	hop := f.addHop(address)
-	f.setNeighbour("198.51.100.250", address, unix.NUD_PERMANENT)
-	if err := netlink.NeighDel(f.neighbour("198.51.100.250", address, 0)); err != nil {
-		f.t.Fatal(err)
-	}
-	f.awaitDead(hop)
+	await(f.t, "a hop is killed", func() bool {
+		f.setNeighbour("198.51.100.250", address, unix.NUD_PERMANENT)
+		if err := netlink.NeighDel(f.neighbour("198.51.100.250", address, 0)); err != nil {
+			f.t.Fatal(err)
+		}
+		alive, known := f.alive(hop)
+		return !alive && !known
+	})
 }
 
 // calm returns the generation once no event is on its way.
