@@ -128,6 +128,6 @@ func Run(ctx context.Context, opts Options) (policy.BenchReport, error) {
 	}
 	kernel := unix.ByteSliceToString(name.Release[:])
 	return policy.BenchReport{
-		Rows: policy.BenchRows(r.samples, opts.Load, kernel), Machine: "Linux " + kernel + ", " + processor(), Notes: notes(),
+		Rows: policy.BenchRows(r.samples, opts.Load, kernel), Machine: "Linux " + kernel + ", " + processor(), Notes: append(slowingNotes(), r.notes...),
 	}, nil
 }

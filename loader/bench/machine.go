@@ -33,8 +33,8 @@ var slowing = []struct{ file, fast, says string }{
 	{"net/core/bpf_jit_harden", "0", "net.core.bpf_jit_harden is on: BPF programs are larger and slower"},
 }
 
-// notes say what on this machine makes figures worse than they need be.
-func notes() (list []string) {
+// slowingNotes say which of them are in force.
+func slowingNotes() (list []string) {
 	for _, s := range slowing {
 		if text, err := os.ReadFile("/proc/sys/" + s.file); err == nil && strings.TrimSpace(string(text)) != s.fast {
 			list = append(list, s.says)

@@ -23,11 +23,6 @@ type measurement struct {
 	share   *float64           // of those that count, with the fast path
 }
 
-// tries is how often a run is begun again after packets got lost: when the
-// kernel lets something else onto the core at a bad moment, a veth's ring of
-// 256 packets runs over.
-const tries = 5
-
 // warmUp is at least how many packets go before those that count.
 const warmUp = 5000
 
@@ -48,7 +43,7 @@ func (b *bed) begin(setting policy.BenchSetting) (m *measurement, err error) {
 // every flow; the fast path learns those anew in it that it has not heard of
 // for long.
 func (m *measurement) goOn(about time.Duration) error {
-	warm, err := m.play(max(m.stream.Flows, warmUp), nil)
+	warm, err := m.warm()
 	if err != nil {
 		return err
 	}
@@ -58,10 +53,11 @@ func (m *measurement) goOn(about time.Duration) error {
 	}
 	last, sum := warm, result{}
 	for sum.busy < about {
-		packets := uint32(min(max(last.rate()*min(bite, about-sum.busy).Seconds(), batch), 1e9))
-		if last, err = m.play(packets, &sum); err != nil {
+		packets := min(max(last.rate()*min(bite, about-sum.busy).Seconds(), batch), 1e9)
+		if last, err = m.bed.playAgain(m.stream, m.setting.Size, int(packets)); err != nil {
 			return err
 		}
+		sum.add(last)
 	}
 	after, err := m.bed.forwarded()
 	m.fast += after - before
@@ -69,18 +65,9 @@ func (m *measurement) goOn(about time.Duration) error {
 	return err
 }
 
-// play tries again when packets got lost, whose time does not count.
-func (m *measurement) play(packets uint32, sum *result) (r result, err error) {
-	for range tries {
-		r, err = m.bed.play(m.stream, m.setting.Size, int(packets))
-		if err == nil && sum != nil {
-			sum.add(r)
-		}
-		if !errors.Is(err, errLost) {
-			return r, err
-		}
-	}
-	return r, fmt.Errorf("%w, %d times in a row: look what else runs on CPU %d", err, tries, m.bed.cpu)
+// warm plays every flow once, more often if they are few.
+func (m *measurement) warm() (result, error) {
+	return m.bed.playAll(m.stream, m.setting.Size, int(max(m.stream.Flows, warmUp)))
 }
 
 // steady is how long must be measured at least: with very many flows it tells in
@@ -140,7 +127,7 @@ func judgeCounters(before, after loader.PinCounters, on, back bool, r result) er
 
 // latency times packets at a share of the measured rate, in microseconds.
 func (m *measurement) latency(load float64, about time.Duration) (p50, p99 float64, err error) {
-	if _, err := m.play(max(m.stream.Flows, warmUp), nil); err != nil {
+	if _, err := m.warm(); err != nil {
 		return 0, 0, err
 	}
 	var h *histogram
@@ -161,18 +148,19 @@ func (m *measurement) fresh() (float64, error) {
 	if m.stream.Back != 0 {
 		return 0, nil
 	}
-	var err error
-	for range tries {
-		m.bed.strangers++
-		s := m.bed.stream(freshFlows, false)
-		s.RemotePort += uint16(m.bed.strangers)
-		var r result
-		if r, err = m.bed.play(s, m.setting.Size, freshFlows); err == nil {
-			return r.rate(), nil
-		}
-		if !errors.Is(err, errLost) {
-			break
-		}
+	r, err := m.bed.playNew(m.setting.Size)
+	if errors.Is(err, errLost) {
+		r, err = m.bed.playNew(m.setting.Size)
 	}
-	return 0, fmt.Errorf("make new flows: %w", err)
+	if err != nil {
+		return 0, fmt.Errorf("make new flows: %w", err)
+	}
+	return r.rate(), nil
+}
+
+func (b *bed) playNew(size int) (result, error) {
+	b.strangers++
+	s := b.stream(freshFlows, false)
+	s.RemotePort += uint16(b.strangers)
+	return b.play(s, size, freshFlows)
 }

@@ -24,8 +24,9 @@ type group struct {
 	settings []policy.BenchSetting
 }
 
-// perRouter is how many flows a router of the group has in the end.
-func (g group) perRouter() int { return g.flows + (len(g.settings)+tries)*freshFlows }
+// perRouter is how many flows a router of the group has in the end, with one
+// attempt to make new ones that is repeated.
+func (g group) perRouter() int { return g.flows + (len(g.settings)+1)*freshFlows }
 
 func groups(settings []policy.BenchSetting) (list []group) {
 	for _, s := range settings {
@@ -45,6 +46,7 @@ type run struct {
 	core
 	ctx     context.Context
 	samples []policy.BenchSample
+	notes   []string
 	journey journey
 }
 
@@ -69,6 +71,12 @@ func (r *run) measure() error {
 	return nil
 }
 
+func (r *run) note(text string) {
+	if !slices.Contains(r.notes, text) {
+		r.notes = append(r.notes, text)
+	}
+}
+
 // weight guesses how many seconds a group takes in a round.
 func (r *run) weight(g group) float64 {
 	each := 0.3 + 6e-6*float64(g.flows)
@@ -87,6 +95,9 @@ func (r *run) measureGroup(round int, g group) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, room.restore()) }()
+	if room.crowded(g.perRouter()) {
+		r.note(fmt.Sprintf("Conntrack's table has %d buckets, too few for %d flows both ways: the kernel takes longer for each packet than it need. --raise-limits makes them fit.", room.buckets, g.flows))
+	}
 	cases := slices.Concat(r.Cases[round%len(r.Cases):], r.Cases[:round%len(r.Cases)])
 	together := [][]policy.BenchCase{cases}
 	if room.crowded(tracked(cases) * g.flows) {

@@ -156,6 +156,37 @@ func (b *bed) play(s bpf.GeneratorBenchStream, size, frames int) (result, error)
 	return r, err
 }
 
+// tries is how often packets are sent again after some got lost: when the kernel
+// lets something else onto the core at a bad moment, a veth's ring of 256 packets
+// runs over.
+const tries = 5
+
+// playAgain plays until no packets get lost; the time of those that were does not
+// count.
+func (b *bed) playAgain(s bpf.GeneratorBenchStream, size, packets int) (r result, err error) {
+	turn := b.turn
+	for range tries {
+		b.turn = turn
+		if r, err = b.play(s, size, packets); !errors.Is(err, errLost) {
+			return r, err
+		}
+	}
+	return r, fmt.Errorf("%w, %d times in a row: look what else runs on CPU %d", err, tries, b.cpu)
+}
+
+// playAll plays many packets in bites.
+func (b *bed) playAll(s bpf.GeneratorBenchStream, size, packets int) (sum result, err error) {
+	const bite = 100_000
+	for ; packets > 0; packets -= bite {
+		r, err := b.playAgain(s, size, min(packets, bite))
+		if err != nil {
+			return sum, err
+		}
+		sum.add(r)
+	}
+	return sum, nil
+}
+
 // generate makes the frames and returns the core's time that they took.
 func (b *bed) generate(from side, s bpf.GeneratorBenchStream, size, frames int) (busy time.Duration, err error) {
 	size += 4 * int(s.Tags)
@@ -249,7 +280,7 @@ func awaitSeen(sink *ebpf.Map, before seen, packets uint64) (now seen, err error
 // traffic both ways; the fast path learns from packets of established ones.
 func (b *bed) establish(flows int) error {
 	for _, back := range []bool{false, true, false, true} {
-		if _, err := b.play(b.stream(flows, back), sizeMin, flows); err != nil {
+		if _, err := b.playAll(b.stream(flows, back), sizeMin, flows); err != nil {
 			return fmt.Errorf("make %d flows: %w", flows, err)
 		}
 	}
