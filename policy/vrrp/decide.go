@@ -40,7 +40,7 @@ func (t *Tracker) decide(now time.Duration, g *group) []Change {
 	if !t.observed {
 		return nil
 	}
-	g.next = 0
+	g.next, g.decided = 0, now
 	t.lookAtPins(now, g)
 	own := t.ownAdverts(now, g)
 	if own == resigning && !g.anyHeld {

@@ -148,7 +148,9 @@ func (t *Tracker) Advert(now time.Duration, seen policy.AdvertSeen) []Change {
 	if seen.Time > 0 && seen.Time < now {
 		at = seen.Time
 	}
-	news := t.note(max(at, r.last), vr, r, advert)
+	// It may have been on its way when its absence was decided on.
+	missed := vr.group != nil && vr.group.decided >= t.silentAt(r)
+	news := t.note(max(at, r.last), vr, r, advert) || missed
 	switch {
 	case vr.group == nil:
 		return t.judgeUnbound(now, vr)

@@ -118,6 +118,7 @@ type group struct {
 
 	partialSince, fifoSince, deniedSince time.Duration // since when witnesses disagree; 0 = they do not
 	next                                 time.Duration // 0 = nothing changes by time alone
+	decided                              time.Duration // when it was decided last
 }
 
 // NewTracker makes a tracker that knows nothing yet.

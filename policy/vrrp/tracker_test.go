@@ -128,6 +128,23 @@ func TestOwnAdvertsStop(t *testing.T) {
 	s.is(master)
 }
 
+// A daemon that had no time for a while decides before it reads the adverts that
+// left meanwhile: they are as good as ever.
+func TestAdvertsReadTooLate(t *testing.T) {
+	s := tell(t, onePin(vip2))
+	s.master()
+	left := s.now
+	s.now += time.Second
+	s.note(s.tracker.Tick(s.now))
+	s.is(fault, "adverts have stopped")
+	for ; left <= s.now; left += adv {
+		advert := s.packet(vl2, policy.Out, self2, 10, 150, vip2)
+		advert.Time = left
+		s.note(s.tracker.Advert(s.now, advert))
+	}
+	s.is(master)
+}
+
 func TestGraceAfterVIPCame(t *testing.T) {
 	s := tell(t, onePin(vip2))
 	s.master()
