@@ -190,13 +190,16 @@ static __always_inline __be16 changed_sum(__be16 check, __u16 diff)
 	return ~(sum + (sum >> 16)); /* one carry is all that two summands make */
 }
 
-static __always_inline void write_transport(void *l4, const struct fast_fate *fate, bool tcp)
+static __always_inline void write_transport(const struct fast_frame *f, void *l4,
+					    const struct fast_fate *fate)
 {
 	struct tcphdr *t = l4;
 	struct udphdr *u = l4;
 
 	*(__u32 *)l4 = fate->new_ports;
-	if (tcp) {
+	if (f->tcp) {
+		if ((void *)(t + 1) > f->end)
+			return; /* never, but Linux 6.1's verifier asks */
 		t->check = changed_sum(t->check, fate->l4_diff);
 	} else if (u->check) { /* zero means none (RFC 768) and stays so */
 		__be16 check = changed_sum(u->check, fate->l4_diff);
@@ -212,7 +215,7 @@ static __always_inline void write_ipv4(const struct fast_frame *f, const struct 
 	ip->ttl = f->ttl - 1;
 	ip->check = changed_sum(ip->check, e->fate.l3_diff);
 	*(__u64 *)&ip->saddr = e->new_addrs;
-	write_transport(ip + 1, &e->fate, f->tcp);
+	write_transport(f, ip + 1, &e->fate);
 }
 
 static __always_inline void write_ipv6(const struct fast_frame *f, const struct fast6 *e)
@@ -224,5 +227,5 @@ static __always_inline void write_ipv6(const struct fast_frame *f, const struct 
 	ip->hop_limit = f->ttl - 1;
 	for (int i = 0; i < 4; i++)
 		to[i] = from[i];
-	write_transport(ip + 1, &e->fate, f->tcp);
+	write_transport(f, ip + 1, &e->fate);
 }
