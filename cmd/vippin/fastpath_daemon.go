@@ -9,6 +9,9 @@ import (
 	"vippin/policy"
 )
 
+// fastLoading is why it is closed for a moment; nobody needs to be warned.
+const fastLoading = "it is being loaded"
+
 // State is what "fastpath ls" shows.
 func (k *fastKeeper) State() (state policy.FastpathState, err error) {
 	k.using.RLock()
@@ -36,10 +39,10 @@ func (k *fastKeeper) State() (state policy.FastpathState, err error) {
 		state.Closed = failed
 	case len(wish.config.Interfaces) == 0:
 		state.Closed = "fastpath.interfaces names no interface"
-	case table != nil && !anyAttached(devices):
+	case devices != nil && !anyAttached(devices):
 		state.Closed = "no interface can take it"
 	case state.Closed == "":
-		state.Closed = "it is being loaded"
+		state.Closed = fastLoading
 	}
 	return state, nil
 }
@@ -68,7 +71,7 @@ func fastWarnings(state policy.FastpathState) []string {
 		return nil
 	}
 	var warnings []string
-	if !state.Open {
+	if !state.Open && state.Closed != fastLoading {
 		warnings = append(warnings, "fast path: closed, every packet takes the stack: "+state.Closed)
 	}
 	for _, device := range state.Interfaces {
