@@ -249,7 +249,7 @@ func (m *moving) compareUniques(want bool) (string, error) {
 	return "", nil
 }
 
-// comparePrograms wants both programs on one interface, and on no other.
+// comparePrograms wants both programs that pin on one interface, and on no other.
 func (m *moving) comparePrograms(number int) (string, error) {
 	links, err := m.RA.Netlink().LinkList()
 	if err != nil {
@@ -267,8 +267,8 @@ func (m *moving) comparePrograms(number int) (string, error) {
 	return "", nil
 }
 
-// programsOn counts vippin's programs on an interface of the calling thread's
-// namespace.
+// programsOn counts vippin's programs that pin on an interface of the calling
+// thread's namespace.
 func programsOn(index int) (ours int) {
 	for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
 		on, err := link.QueryPrograms(link.QueryOptions{Target: index, Attach: hook})
@@ -280,7 +280,7 @@ func programsOn(index int) (ours int) {
 			if err != nil {
 				continue
 			}
-			if info, err := program.Info(); err == nil && strings.HasPrefix(info.Name, "vippin_") {
+			if info, err := program.Info(); err == nil && (info.Name == "vippin_ingress" || info.Name == "vippin_egress") {
 				ours++
 			}
 			program.Close()

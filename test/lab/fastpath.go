@@ -10,8 +10,9 @@ import (
 
 // A veth stands for a NIC only as far as XDP goes on it. A frame that a program
 // sends on is handed to the other end's NAPI, which is there when GRO is on (or a
-// program is attached): else it is dropped. And a checksum that its sender left to
-// the hardware is never written: the program redirects what is in memory.
+// program is attached): else it is dropped. And a checksum that was left to the
+// hardware is never written: the program redirects what is in memory. Packets that
+// GRO has put together have such a one, too.
 
 // fastpathSection is what WriteVippin adds to a configuration without one.
 func (l *Lab) fastpathSection() string {
@@ -66,12 +67,12 @@ func (l *Lab) isRouter(n *Node) bool {
 }
 
 // TakeXDP has a port of a switch take the frames that a program of the router at
-// the other end sends. Ports that the lab made do so already, with
-// Options.Fastpath; without it nothing is done.
+// the other end sends, and send it frames with checksums. Ports that the lab made do
+// so already, with Options.Fastpath; without it nothing is done.
 func (l *Lab) TakeXDP(ctx context.Context, at *Node, port string) error {
 	if !l.Options.Fastpath {
 		return nil
 	}
-	_, err := at.Run(ctx, "ethtool", "-K", port, "gro", "on")
+	_, err := at.Run(ctx, "ethtool", "-K", port, "gro", "on", "tx", "off")
 	return err
 }
