@@ -7,8 +7,6 @@
 #include "fast_maps.h"
 #include "parse.h"
 
-const volatile __u32 fast4_mask; /* loader: buckets - 1 */
-const volatile __u32 fast6_mask;
 const volatile __u32 tick_ns = 10000000; /* loader: of jiffies64, clock_getres(CLOCK_MONOTONIC_COARSE) */
 
 /* As bpf/shortcut.h's: the last word in is mixed once more. */
@@ -35,17 +33,23 @@ static __always_inline __u64 fast6_digest(__u64 secret, const struct addr *src, 
 }
 
 /* Its bucket; NULL never, but the verifier asks. */
-static __always_inline struct fast4_bucket *fast4_at(__u64 digest)
+static __always_inline struct fast4_bucket *fast4_at(const struct fast_state *state, __u64 digest)
 {
-	__u32 index = digest & fast4_mask;
+	__u32 index;
 
+	if (!state)
+		return NULL;
+	index = digest & state->mask4;
 	return bpf_map_lookup_elem(&fast4, &index);
 }
 
-static __always_inline struct fast6_bucket *fast6_at(__u64 digest)
+static __always_inline struct fast6_bucket *fast6_at(const struct fast_state *state, __u64 digest)
 {
-	__u32 index = digest & fast6_mask;
+	__u32 index;
 
+	if (!state)
+		return NULL;
+	index = digest & state->mask6;
 	return bpf_map_lookup_elem(&fast6, &index);
 }
 

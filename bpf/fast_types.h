@@ -76,7 +76,10 @@ struct fast6_bucket {
 	fast6_entry way[FAST_WAYS];
 };
 
-/* fast_state[0], written by user space, but for one word. */
+/* fast_state[0], written by user space, but for one word. Of the tables as many buckets
+ * are in use as the flows need: few lie closer together, and the processor finds them
+ * with less work.
+ */
 struct fast_state {
 	__u32 generation; /* 0: the fast path is closed */
 	__u32 all; /* 1: flows that are not pinned, too */
@@ -85,7 +88,9 @@ struct fast_state {
 	__u64 pace_ns; /* how long an entry is valid at most */
 	__u64 lease_ns; /* how old the daemon's heartbeat may be */
 	__u64 asked; /* jiffies64 of when it was young enough; written by the programs */
-	__u64 pad[2];
+	__u32 mask4; /* buckets of fast4 in use - 1 */
+	__u32 mask6;
+	__u64 pad;
 };
 
 /* A device whose packets take the fast path: fast_devices by ifindex. */

@@ -121,7 +121,7 @@ static __always_inline int forward_ipv4(struct xdp_md *ctx, struct fast_frame *f
 		return pass(exit);
 	addrs = *(__u64 *)&ip->saddr;
 	digest = fast4_digest(state->secret, addrs, f->ports, f->place);
-	bucket = fast4_at(digest);
+	bucket = fast4_at(state, digest);
 	e = likely(bucket) ? fast4_find(bucket, addrs, f->ports, f->place) : NULL;
 	exit = judge_flow(f, e ? &e->fate : NULL, state->generation);
 	if (unlikely(exit == FAST_FLAGS))
@@ -156,7 +156,7 @@ static __always_inline int forward_ipv6(struct xdp_md *ctx, struct fast_frame *f
 	src = (const void *)&ip->saddr;
 	dst = (const void *)&ip->daddr;
 	digest = fast6_digest(state->secret, src, dst, f->ports, f->place);
-	bucket = fast6_at(digest);
+	bucket = fast6_at(state, digest);
 	e = likely(bucket) ? fast6_find(bucket, src, dst, f->ports, f->place) : NULL;
 	exit = judge_flow(f, e ? &e->fate : NULL, state->generation);
 	if (unlikely(exit == FAST_FLAGS))

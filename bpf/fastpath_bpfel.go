@@ -250,7 +250,9 @@ type FastpathFastState struct {
 	PaceNs     uint64
 	LeaseNs    uint64
 	Asked      uint64
-	Pad        [2]uint64
+	Mask4      uint32
+	Mask6      uint32
+	Pad        uint64
 }
 
 type FastpathFlowKey struct {
@@ -656,8 +658,6 @@ const (
 	FastpathProgVippinLearn    = "vippin_learn"
 	FastpathProgVippinRedirect = "vippin_redirect"
 	FastpathProgVippinSending  = "vippin_sending"
-	FastpathVarFast4Mask       = "fast4_mask"
-	FastpathVarFast6Mask       = "fast6_mask"
 	FastpathVarTickNs          = "tick_ns"
 )
 
@@ -766,9 +766,7 @@ type FastpathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FastpathVariableSpecs struct {
-	Fast4Mask *ebpf.VariableSpec `ebpf:"fast4_mask"`
-	Fast6Mask *ebpf.VariableSpec `ebpf:"fast6_mask"`
-	TickNs    *ebpf.VariableSpec `ebpf:"tick_ns"`
+	TickNs *ebpf.VariableSpec `ebpf:"tick_ns"`
 }
 
 // FastpathObjects contains all objects after they have been loaded into the kernel.
@@ -896,9 +894,7 @@ func (m *FastpathMaps) Close() error {
 //
 // It can be passed to LoadFastpathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FastpathVariables struct {
-	Fast4Mask *ebpf.Variable `ebpf:"fast4_mask"`
-	Fast6Mask *ebpf.Variable `ebpf:"fast6_mask"`
-	TickNs    *ebpf.Variable `ebpf:"tick_ns"`
+	TickNs *ebpf.Variable `ebpf:"tick_ns"`
 }
 
 // FastpathPrograms contains all programs after they have been loaded into the kernel.

@@ -72,14 +72,8 @@ func loadFastpath(t *testing.T) *fastpath {
 	for _, name := range []string{FastpathMapByLocal, FastpathMapByPublic, FastpathMapUnpinned} {
 		spec.Maps[name].MaxEntries = 64
 	}
-	for name, mask := range map[string]string{
-		FastpathMapFast4: FastpathVarFast4Mask, FastpathMapFast6: FastpathVarFast6Mask,
-	} {
-		spec.Maps[name].MaxEntries = fastBuckets
-		if err := spec.Variables[mask].Set(uint32(fastBuckets - 1)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	spec.Maps[FastpathMapFast4].MaxEntries = fastBuckets
+	spec.Maps[FastpathMapFast6].MaxEntries = fastBuckets
 	f := &fastpath{}
 	if err := spec.LoadAndAssign(&f.FastpathObjects, nil); err != nil {
 		t.Fatalf("load programs: %+v", err)
@@ -94,7 +88,9 @@ func (f *fastpath) reset(t *testing.T) {
 		put(t, f.Fast6, i, FastpathFast6Bucket{})
 	}
 	clearMap[uint32](t, f.FastFarDevices)
-	put(t, f.FastState, uint32(0), FastpathFastState{Generation: fastGeneration, Secret: fastSecret, LeaseNs: 1e9})
+	put(t, f.FastState, uint32(0), FastpathFastState{
+		Generation: fastGeneration, Secret: fastSecret, LeaseNs: 1e9, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
+	})
 	put(t, f.FastDevices, uint32(loopback), FastpathFastDevice{Number: fastIn, Mac: [6]uint8(routerMAC)})
 	put(t, f.FastOut, uint32(fastElsewhere), uint32(loopback))
 	f.setHop(t, nil, fastIn)

@@ -117,7 +117,7 @@ static __always_inline void end_writing(struct fast_fate *fate, const struct fas
 
 static __always_inline bool enter4(const struct lesson *l, __u32 now)
 {
-	struct fast4_bucket *bucket = fast4_at(l->digest);
+	struct fast4_bucket *bucket = fast4_at(fast_state_now(), l->digest);
 	struct fast4 *known, *e;
 	__u32 was;
 
@@ -138,7 +138,7 @@ static __always_inline bool enter4(const struct lesson *l, __u32 now)
 
 static __always_inline bool enter6(const struct lesson *l, __u32 now)
 {
-	struct fast6_bucket *bucket = fast6_at(l->digest);
+	struct fast6_bucket *bucket = fast6_at(fast_state_now(), l->digest);
 	struct fast6 *known, *e;
 	__u32 was;
 
@@ -163,7 +163,7 @@ static __always_inline bool enter6(const struct lesson *l, __u32 now)
 static __always_inline void void_entry(const struct lesson *l, bool ipv6)
 {
 	if (ipv6) {
-		struct fast6_bucket *bucket = fast6_at(l->digest);
+		struct fast6_bucket *bucket = fast6_at(fast_state_now(), l->digest);
 		struct fast6 *e = bucket ? fast6_find(bucket, &l->before.src, &l->before.dst,
 						      ports_of(&l->before), l->place)
 					 : NULL;
@@ -171,7 +171,7 @@ static __always_inline void void_entry(const struct lesson *l, bool ipv6)
 		if (e)
 			e->fate.generation = 0;
 	} else {
-		struct fast4_bucket *bucket = fast4_at(l->digest);
+		struct fast4_bucket *bucket = fast4_at(fast_state_now(), l->digest);
 		struct fast4 *e =
 			bucket ? fast4_find(bucket, addrs_of(&l->before), ports_of(&l->before), l->place)
 			       : NULL;

@@ -83,12 +83,8 @@ func loadLearning(t *testing.T, d *dataplane) *FastpathObjects {
 			m.MaxEntries = replacement.MaxEntries()
 		}
 	}
-	for name, mask := range map[string]string{
-		FastpathMapFast4: FastpathVarFast4Mask, FastpathMapFast6: FastpathVarFast6Mask,
-	} {
-		spec.Maps[name].MaxEntries = fastBuckets
-		mustDo(t, spec.Variables[mask].Set(uint32(fastBuckets-1)))
-	}
+	spec.Maps[FastpathMapFast4].MaxEntries = fastBuckets
+	spec.Maps[FastpathMapFast6].MaxEntries = fastBuckets
 	var tick unix.Timespec
 	mustDo(t, unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick),
 		spec.Variables[FastpathVarTickNs].Set(uint32(tick.Nano())))
@@ -171,7 +167,9 @@ func (l *learnLab) configure(t *testing.T) {
 // setState opens the fast path; change has the last word on how.
 func (l *learnLab) setState(t *testing.T, change func(*FastpathFastState)) {
 	t.Helper()
-	state := FastpathFastState{Generation: fastGeneration, Secret: fastSecret, PaceNs: 4e9, LeaseNs: 3600e9}
+	state := FastpathFastState{
+		Generation: fastGeneration, Secret: fastSecret, PaceNs: 4e9, LeaseNs: 3600e9, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
+	}
 	change(&state)
 	put(t, l.fast.FastState, uint32(0), state)
 }

@@ -135,12 +135,8 @@ func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
 		}
 	}
 	buckets := fastBuckets(f.opts.Flows)
-	for name, mask := range map[string]string{bpf.FastpathMapFast4: "fast4_mask", bpf.FastpathMapFast6: "fast6_mask"} {
-		spec.Maps[name].MaxEntries = buckets
-		if err := spec.Variables[mask].Set(buckets - 1); err != nil {
-			return fmt.Errorf("tell the fast path the size of table %s: %w", name, err)
-		}
-	}
+	spec.Maps[bpf.FastpathMapFast4].MaxEntries = buckets
+	spec.Maps[bpf.FastpathMapFast6].MaxEntries = buckets
 	var tick unix.Timespec
 	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
 		return fmt.Errorf("read the length of the kernel's tick: %w", err)
@@ -223,6 +219,8 @@ func (f *Fastpath) begin() error {
 	if state.LeaseNs = settings.LeaseNs; state.LeaseNs == 0 {
 		state.LeaseNs = uint64(defaultLease)
 	}
+	state.Mask4 = fitMask(state.Mask4, int(f.maps.Fast4.MaxEntries()))
+	state.Mask6 = fitMask(state.Mask6, int(f.maps.Fast6.MaxEntries()))
 	if err := f.maps.State.Put(uint32(0), state); err != nil {
 		return fmt.Errorf("write the state of the fast path: %w", err)
 	}

@@ -157,18 +157,29 @@ func (t *fastTables) setPace(pace time.Duration) { atomic.StoreUint64(&t.state.P
 
 func (t *fastTables) pace() time.Duration { return time.Duration(atomic.LoadUint64(&t.state.PaceNs)) }
 
+// buckets4 is what is in use of four, buckets6 of six.
+func (t *fastTables) buckets4() []bpf.FastpathFast4Bucket {
+	return t.four[:min(int(atomic.LoadUint32(&t.state.Mask4))+1, len(t.four))]
+}
+
+func (t *fastTables) buckets6() []bpf.FastpathFast6Bucket {
+	return t.six[:min(int(atomic.LoadUint32(&t.state.Mask6))+1, len(t.six))]
+}
+
 // each hands every entry to yield, until it returns false, while packets come and go.
 func (t *fastTables) each(yield func(fastEntry) bool) {
-	for i := range t.four {
-		for way := range t.four[i].Way {
-			if !yield((*fast4Entry)(&t.four[i].Way[way])) {
+	four := t.buckets4()
+	for i := range four {
+		for way := range four[i].Way {
+			if !yield((*fast4Entry)(&four[i].Way[way])) {
 				return
 			}
 		}
 	}
-	for i := range t.six {
-		for way := range t.six[i].Way {
-			if !yield((*fast6Entry)(&t.six[i].Way[way])) {
+	six := t.buckets6()
+	for i := range six {
+		for way := range six[i].Way {
+			if !yield((*fast6Entry)(&six[i].Way[way])) {
 				return
 			}
 		}
@@ -180,7 +191,8 @@ func (t *fastTables) find(in *policy.FlowKey, place uint32) fastEntry {
 	place, ports := entryPlace(in, place), fastPorts(in)
 	if fastIs4(in) {
 		addrs := fastAddrs4(in)
-		bucket := &t.four[fast4Digest(t.state.Secret, addrs, ports, place)&uint64(len(t.four)-1)]
+		four := t.buckets4()
+		bucket := &four[fast4Digest(t.state.Secret, addrs, ports, place)&uint64(len(four)-1)]
 		for way := range bucket.Way {
 			if e := &bucket.Way[way]; e.Addrs == addrs && e.Ports == ports && e.Place == place && atomic.LoadUint32(&e.Fate.Generation) != 0 {
 				return (*fast4Entry)(e)
@@ -189,7 +201,8 @@ func (t *fastTables) find(in *policy.FlowKey, place uint32) fastEntry {
 		return nil
 	}
 	src, dst := fastWords(&in.Src), fastWords(&in.Dst)
-	bucket := &t.six[fast6Digest(t.state.Secret, &src, &dst, ports, place)&uint64(len(t.six)-1)]
+	six := t.buckets6()
+	bucket := &six[fast6Digest(t.state.Secret, &src, &dst, ports, place)&uint64(len(six)-1)]
 	for way := range bucket.Way {
 		if e := &bucket.Way[way]; e.Ports == ports && e.Place == place && e.Src.Word == src && e.Dst.Word == dst && atomic.LoadUint32(&e.Fate.Generation) != 0 {
 			return (*fast6Entry)(e)

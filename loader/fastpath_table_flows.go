@@ -32,16 +32,18 @@ func (t *fastTables) used() int {
 }
 
 func (t *fastTables) count(is func(*fastFate) bool) (count int) {
-	for i := range t.four {
-		for way := range t.four[i].Way {
-			if is(&t.four[i].Way[way].Fate) {
+	four := t.buckets4()
+	for i := range four {
+		for way := range four[i].Way {
+			if is(&four[i].Way[way].Fate) {
 				count++
 			}
 		}
 	}
-	for i := range t.six {
-		for way := range t.six[i].Way {
-			if is(&t.six[i].Way[way].Fate) {
+	six := t.buckets6()
+	for i := range six {
+		for way := range six[i].Way {
+			if is(&six[i].Way[way].Fate) {
 				count++
 			}
 		}
@@ -165,7 +167,7 @@ func (f *Fastpath) forget(ended []policy.FlowKey) error {
 	}
 	// A look-up in a table, which is not in the cache, takes ten times as long as the
 	// next entry does.
-	if 10*len(ended)*len(places) > fastWays*(len(f.tables.four)+len(f.tables.six)) {
+	if 10*len(ended)*len(places) > fastWays*(len(f.tables.buckets4())+len(f.tables.buckets6())) {
 		f.tables.forgetAmong(ended)
 		return nil
 	}

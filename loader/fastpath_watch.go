@@ -49,8 +49,8 @@ func newFastFollow() *fastFollow {
 }
 
 // Run follows what changes in this network namespace (of the calling thread) and
-// bumps, kills hops, sets the pace, and makes TCP flows liberal that are to be
-// learnt, until ctx ends.
+// bumps, kills hops, sets the pace, makes TCP flows liberal that are to be learnt, and
+// has as much of the tables in use as there is to enter, until ctx ends.
 func (f *Fastpath) Run(ctx context.Context) error {
 	w := &fastWatch{fastpath: f, reopen: make(chan *fastFeed)}
 	defer w.close()
@@ -68,6 +68,7 @@ func (f *Fastpath) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return f.killHops(ctx) })
 	group.Go(func() error { return f.forgetEnded(ctx) })
+	group.Go(func() error { return f.fitTables(ctx) })
 	group.Go(func() error { return loose.listen(ctx) })
 	group.Go(func() error { return loose.run(ctx) })
 	w.keep(ctx)
