@@ -67,12 +67,17 @@ static __always_inline __u32 spare(const struct fast_fate *fate, __u32 place, __
 	return fate->generation ? idle : (1U << 31 | idle);
 }
 
+/* One in so many packets of a flow without an entry ends another's: it is the one
+ * with many packets that gets in, and those of the others seldom take the stack.
+ */
+#define END_ANOTHER 16
+
 /* The entry that a new flow gets, of a bucket that does not know it. NULL: none just
- * now; but one ends with this tick, a void one if there is any.
+ * now. A void one ends with this tick, or now and then one at random.
  */
 #define TAKE_OVER(bucket, now)                                                                               \
 	({                                                                                                   \
-		__u32 most = 0, chosen = 0, loser = bpf_get_prandom_u32() % FAST_WAYS;                       \
+		__u32 most = 0, chosen = 0, loser = bpf_get_prandom_u32() % (END_ANOTHER * FAST_WAYS);       \
                                                                                                              \
 		for (int i = 0; i < FAST_WAYS; i++) {                                                        \
 			__u32 spares = spare(&(bucket)->way[i].fate, (bucket)->way[i].place, now);           \
@@ -82,7 +87,7 @@ static __always_inline __u32 spare(const struct fast_fate *fate, __u32 place, __
 			if (!(bucket)->way[i].fate.generation)                                               \
 				loser = i;                                                                   \
 		}                                                                                            \
-		if (!most)                                                                                   \
+		if (!most && loser < FAST_WAYS)                                                              \
 			(bucket)->way[loser].fate.until = now;                                               \
 		most ? &(bucket)->way[chosen] : NULL;                                                        \
 	})

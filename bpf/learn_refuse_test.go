@@ -30,6 +30,18 @@ func rules(name string, by FastpathFastRefusal, chain4, chain6 string) hindrance
 	}
 }
 
+// unmapped has the flow lose its mapping as well: a mapped one's address would differ,
+// too. It is to be learnt all the same.
+func unmapped(h hindrance) hindrance {
+	set := h.set
+	h.set = func(t *testing.T, l *learnLab, k *talk) {
+		l.unmapFlows(t)
+		l.setState(t, func(s *FastpathFastState) { s.All = 1 })
+		set(t, l, k)
+	}
+	return h
+}
+
 // state changes fast_state.
 func state(name string, by FastpathFastRefusal, change func(t *testing.T, s *FastpathFastState)) hindrance {
 	return hindrance{name, by,
@@ -91,9 +103,9 @@ var hindrances = []hindrance{
 	rules("source", FastpathFastRefusalREFUSED_CHANGED,
 		"type filter hook postrouting priority 300; udp dport > 1000 ip saddr set 198.51.100.77",
 		"type filter hook postrouting priority 300; udp dport > 1000 ip6 saddr set 2001:db8:1::77"),
-	rules("source port", FastpathFastRefusalREFUSED_CHANGED,
+	unmapped(rules("source port", FastpathFastRefusalREFUSED_CHANGED,
 		"type filter hook postrouting priority 300; udp dport > 1000 udp sport set 77",
-		"type filter hook postrouting priority 300; udp dport > 1000 udp sport set 77"),
+		"type filter hook postrouting priority 300; udp dport > 1000 udp sport set 77")),
 	place("it leaves elsewhere", FastpathFastRefusalREFUSED_CHANGED, wanOf, wanNumber, wanNumber<<24|7<<12),
 	{"not acknowledged", FastpathFastRefusalREFUSED_NOT_ACKED,
 		func(t *testing.T, l *learnLab, _ *talk) {
@@ -157,6 +169,7 @@ func TestLearnRefuses(t *testing.T) {
 			name := fmt.Sprintf("%s, %v", h.name, host(ipv6))
 			k := l.talk(t, ipv6, uint16(5000+100*i+10*j))
 			l.unmapFlows(t)
+			l.setState(t, func(*FastpathFastState) {})
 			put(t, l.Hold, uint32(0), DataplaneHold{})
 			k.out(t)
 			k.back(t)

@@ -48,7 +48,7 @@ func TestLearnsAnew(t *testing.T) {
 			change func(e entry)
 			goesOn bool
 		}{
-			{"too old", func(e entry) { e.fate.Until = uint32(e.fate.PacketsSeen) - 1; e.write(e.fate) }, true},
+			{"too old", func(e entry) { e.fate.Until -= 100000; e.write(e.fate) }, true},
 			{"another hop", func(e entry) { e.fate.Hop = 7; e.write(e.fate) }, true},
 			{"another generation", func(e entry) { e.fate.Generation--; e.write(e.fate) }, true},
 			{"ended", func(e entry) { e.fate.Generation = 0; e.write(e.fate) }, false},
@@ -215,8 +215,8 @@ func (l *learnLab) foreign(t *testing.T, ipv6 bool, long uint32) (ways [fastWays
 const fastWays = len(FastpathFast4Bucket{}.Way)
 
 // A new flow gets the entry that is void, or idle for longest; never one that is valid
-// or was a tick ago: XDP may be at work with it. One of those ends, and the flow gets
-// it the next time.
+// or was a tick ago: XDP may be at work with it. A void one of those ends, or now and
+// then any, and the flow gets it the next time.
 func TestLearnTakesOver(t *testing.T) {
 	l := newLearnLab(t)
 	full := refused(FastpathFastRefusalREFUSED_FULL)
@@ -268,7 +268,7 @@ func TestLearnTakesOver(t *testing.T) {
 			}
 			l.expect(t, c.name, c.first, func() { k.out(t) })
 			if c.first.learnt == 0 {
-				if _, ending := l.foreign(t, ipv6, long); ending != 1 {
+				if _, ending := l.foreign(t, ipv6, long); c.exact && ending != 1 {
 					t.Errorf("%s: %d entries end, want 1", c.name, ending)
 				}
 				await(t, "a tick later the flow is learnt", func() bool {
