@@ -101,8 +101,11 @@ func (f *Fastpath) attachForward(d *fastDevice, on xdpOf) {
 	d.fresh = true
 }
 
-// judgeTargets refuses devices whose drivers send nothing that native XDP
-// redirects, unless there is no native XDP.
+// wholeMTU is the largest MTU whose frames every driver takes in one piece.
+const wholeMTU = 1500
+
+// judgeTargets refuses devices whose drivers do not send all that native XDP
+// redirects. Generic XDP sends as the stack does.
 func judgeTargets(devices []*fastDevice) {
 	native := ""
 	for _, d := range devices {
@@ -117,19 +120,27 @@ func judgeTargets(devices []*fastDevice) {
 		if d.Refused != "" {
 			continue
 		}
-		takes, known, err := takesFrames(d.Ifindex)
+		features, known, err := xdpFeatures(d.Ifindex)
 		if err != nil {
 			d.warn("%v", err)
 		}
-		if takes || !known {
-			continue
+		if !known && d.Mode == modeNative { // as good as every driver that has native XDP
+			features = xdpSends | xdpSendsParts
 		}
-		why := "its driver sends no frames that XDP redirects (ndo_xdp_xmit)"
-		if d.link.Type() == "veth" {
-			d.refuse("%s: a veth does when its other end has GRO (\"ethtool -K PEER gro on\") or an XDP program", why)
-			continue
-		}
-		d.refuse("%s, and %s would send some there: take one of them out of fastpath.interfaces", why, native)
+		d.judgeTarget(features, native)
+	}
+}
+
+func (d *fastDevice) judgeTarget(features uint64, native string) {
+	const why = "its driver sends no frames that XDP redirects"
+	mtu := d.link.Attrs().MTU
+	switch {
+	case features&xdpSends == 0 && d.link.Type() == "veth":
+		d.refuse("%s (ndo_xdp_xmit): a veth does when its other end has GRO (\"ethtool -K PEER gro on\") or an XDP program", why)
+	case features&xdpSends == 0:
+		d.refuse("%s (ndo_xdp_xmit), and %s would send some there: take one of them out of fastpath.interfaces", why, native)
+	case features&xdpSendsParts == 0 && mtu > wholeMTU:
+		d.refuse("%s in parts, as large ones come, and its MTU is %d: lower it to %d, or take it out of fastpath.interfaces", why, mtu, wholeMTU)
 	}
 }
 

@@ -207,7 +207,7 @@ func TestFastpathTarget(t *testing.T) {
 	enterNamespace(t)
 	eth := cable(t, "eth0", "eth1")
 	d, f := newFastpath(t, FastpathOptions{})
-	if _, known, err := takesFrames(eth); err != nil || !known {
+	if _, known, err := xdpFeatures(eth); err != nil || !known {
 		t.Skipf("this kernel does not say what drivers can (Linux 6.3): %v", err)
 	}
 	setGRO(t, "eth1", false)
@@ -217,6 +217,21 @@ func TestFastpathTarget(t *testing.T) {
 	mustTake(t, f, "eth0", "native")
 	if now := xdpLinkID(t, d, eth); now != before || now == 0 {
 		t.Errorf("link %d became %d", before, now)
+	}
+}
+
+// TestFastpathParts: large frames come in parts, which not every driver sends.
+func TestFastpathParts(t *testing.T) {
+	for _, test := range []struct {
+		mtu      int
+		features uint64
+		refused  bool
+	}{{1500, xdpSends, false}, {1501, xdpSends, true}, {9000, xdpSends | xdpSendsParts, false}, {1500, xdpSendsParts, true}} {
+		d := &fastDevice{link: deviceAt(1, "eth0")}
+		d.link.Attrs().MTU = test.mtu
+		if d.judgeTarget(test.features, "eth1"); (d.Refused != "") != test.refused {
+			t.Errorf("MTU %d, features %x: %q, want it refused: %v", test.mtu, test.features, d.Refused, test.refused)
+		}
 	}
 }
 

@@ -100,17 +100,18 @@ const (
 	netdevIfindex = 1      // NETDEV_A_DEV_IFINDEX, u32
 	netdevXDP     = 3      // NETDEV_A_DEV_XDP_FEATURES, u64
 	xdpSends      = 1 << 2 // NETDEV_XDP_ACT_NDO_XMIT
+	xdpSendsParts = 1 << 6 // NETDEV_XDP_ACT_NDO_XMIT_SG
 )
 
-// takesFrames tells whether a driver sends frames that XDP redirects from
-// another device. known is false where the kernel does not say, before 6.3.
-func takesFrames(ifindex int) (takes, known bool, err error) {
+// xdpFeatures tells what a driver can do, XDP attached or not. known is false
+// where the kernel does not say, before 6.3.
+func xdpFeatures(ifindex int) (features uint64, known bool, err error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if errors.Is(err, unix.ENOENT) {
-		return false, false, nil
+		return 0, false, nil
 	}
 	if err != nil {
-		return false, false, fmt.Errorf("find the netlink family %s: %w", netdevFamily, err)
+		return 0, false, fmt.Errorf("find the netlink family %s: %w", netdevFamily, err)
 	}
 	request := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_ACK)
 	// The library sends four octets of a header that it declares as two.
@@ -122,18 +123,18 @@ func takesFrames(ifindex int) (takes, known bool, err error) {
 	request.AddData(nl.NewRtAttr(netdevIfindex, binary.NativeEndian.AppendUint32(nil, uint32(ifindex))))
 	messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
 	if err != nil {
-		return false, false, fmt.Errorf("ask for the XDP features of interface %d: %w", ifindex, err)
+		return 0, false, fmt.Errorf("ask for the XDP features of interface %d: %w", ifindex, err)
 	}
 	for _, message := range messages {
 		attrs, err := nl.ParseRouteAttr(message[nl.SizeofGenlmsg:])
 		if err != nil {
-			return false, false, fmt.Errorf("read the XDP features of interface %d: %w", ifindex, err)
+			return 0, false, fmt.Errorf("read the XDP features of interface %d: %w", ifindex, err)
 		}
 		for _, attr := range attrs {
 			if attr.Attr.Type == netdevXDP && len(attr.Value) == 8 {
-				return binary.NativeEndian.Uint64(attr.Value)&xdpSends != 0, true, nil
+				return binary.NativeEndian.Uint64(attr.Value), true, nil
 			}
 		}
 	}
-	return false, false, nil
+	return 0, false, nil
 }
