@@ -30,6 +30,9 @@ func (f *Fastpath) attach(scene fastScene) ([]policy.FastpathDevice, error) {
 	if err := os.MkdirAll(filepath.Join(f.plane.dir, fastDir), 0o700); err != nil {
 		return nil, fmt.Errorf("attach the fast path: %w", err)
 	}
+	if err := f.takeLease(); err != nil {
+		return nil, fmt.Errorf("attach the fast path: %w", err)
+	}
 	devices := scene.judge(f.named, f.opts.Force)
 	for _, device := range devices {
 		if err := f.attachDevice(device); err != nil {

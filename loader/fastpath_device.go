@@ -100,6 +100,7 @@ func (s *fastScene) judge(names []string, force bool) []*fastDevice {
 		if device.Refused == "" {
 			device.listVLANs()
 			s.judgeQueue(device, force)
+			s.warnOfFilters(device)
 		}
 		if device.Refused == "" {
 			device.judgeTags()

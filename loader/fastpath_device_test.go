@@ -220,6 +220,41 @@ func TestFastpathTarget(t *testing.T) {
 	}
 }
 
+// TestFastpathFilters: programs and filters of others at tc are told of, ours are
+// not.
+func TestFastpathFilters(t *testing.T) {
+	eachTier(t, func(t *testing.T, d *Dataplane) {
+		eth := cable(t, "eth0", "eth1")
+		f := mustFastpath(t, d, FastpathOptions{})
+		mustApply(t, d, onePin(eth, "eth0", true))
+		mustTake(t, f, "eth0", "native")
+		if device := mustTake(t, f, "eth0", "native"); len(device.Warnings) != 0 {
+			t.Errorf("warnings %q", device.Warnings)
+		}
+		foreign := countingProgram(t)
+		want := "a filter (bpf) at tc ingress of eth0 does not see"
+		if hasTCX(d) {
+			want = " at tc ingress of eth0 does not see"
+			l, err := link.AttachTCX(link.TCXOptions{Interface: eth, Program: foreign.program, Attach: ingressHook.attach})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+		} else {
+			err := netlink.FilterAdd(&netlink.BpfFilter{
+				FilterAttrs: netlink.FilterAttrs{LinkIndex: eth, Parent: ingressHook.parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 7},
+				Fd:          foreign.program.FD(), Name: "foreign", DirectAction: true,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if device := mustTake(t, f, "eth0", "native"); len(device.Warnings) != 1 || !strings.Contains(device.Warnings[0], want) {
+			t.Errorf("warnings %q, want one: %s", device.Warnings, want)
+		}
+	})
+}
+
 // TestFastpathParts: large frames come in parts, which not every driver sends.
 func TestFastpathParts(t *testing.T) {
 	for _, test := range []struct {

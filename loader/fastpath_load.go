@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -202,10 +203,6 @@ func (f *Fastpath) begin() error {
 	if err := f.maps.State.Lookup(uint32(0), &state); err != nil {
 		return fmt.Errorf("read the state of the fast path: %w", err)
 	}
-	settings, err := f.plane.settings()
-	if err != nil {
-		return err
-	}
 	if state.Secret == 0 {
 		var octets [8]byte
 		_, _ = rand.Read(octets[:]) // it never fails
@@ -216,22 +213,37 @@ func (f *Fastpath) begin() error {
 		state.All = 1
 	}
 	state.PaceNs = uint64(slowPace)
-	if state.LeaseNs = settings.LeaseNs; state.LeaseNs == 0 {
-		state.LeaseNs = uint64(defaultLease)
-	}
 	state.Mask4 = fitMask(state.Mask4, int(f.maps.Fast4.MaxEntries()))
 	state.Mask6 = fitMask(state.Mask6, int(f.maps.Fast6.MaxEntries()))
 	if err := f.maps.State.Put(uint32(0), state); err != nil {
 		return fmt.Errorf("write the state of the fast path: %w", err)
 	}
-	if f.numbers, err = f.readNumbers(); err != nil {
+	numbers, err := f.readNumbers()
+	if err != nil {
 		return err
 	}
+	f.numbers = numbers
 	if err := f.clearDevices(); err != nil {
 		return err
 	}
-	f.tables, err = mapFastTables(&f.maps)
-	return err
+	if f.tables, err = mapFastTables(&f.maps); err != nil {
+		return err
+	}
+	return f.takeLease()
+}
+
+// takeLease has the heartbeat count for as long as it counts for roles.
+func (f *Fastpath) takeLease() error {
+	settings, err := f.plane.settings()
+	if err != nil {
+		return err
+	}
+	lease := settings.LeaseNs
+	if lease == 0 {
+		lease = uint64(defaultLease)
+	}
+	atomic.StoreUint64(&f.tables.state.LeaseNs, lease)
+	return nil
 }
 
 // clearDevices takes all devices off the fast path until Attach puts them there:

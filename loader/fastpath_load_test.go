@@ -74,7 +74,13 @@ func TestFastpathRestart(t *testing.T) {
 		if now := mustReadXDP(t, wan).program; err != nil || now != own || now == program {
 			t.Errorf("wan0 has program %d, before %d, want %d (%v)", now, program, own, err)
 		}
+		if err := d.SetSettings(Settings{Lease: 5 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
 		mustAttach(t, second, "lan0", "wan0")
+		if lease := time.Duration(stateOf(t, second).LeaseNs); lease != 5*time.Second {
+			t.Errorf("lease %v, want 5 s", lease)
+		}
 		if now := xdpLinkID(t, d, wan); now != link || now == 0 {
 			t.Errorf("link %d became %d", link, now)
 		}
