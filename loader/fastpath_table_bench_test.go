@@ -25,6 +25,7 @@ func benchTables(b *testing.B, flows int) (*Fastpath, []policy.FlowKey) {
 	if err := f.SetOpen(true); err != nil {
 		b.Fatal(err)
 	}
+	f.tables.state.Mask4, f.tables.state.Mask6 = uint32(len(f.tables.four)-1), uint32(len(f.tables.six)-1)
 	now, err := f.tables.ticks.now()
 	if err != nil {
 		b.Fatal(err)

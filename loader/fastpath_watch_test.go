@@ -337,10 +337,10 @@ func TestFastHopNumbers(t *testing.T) {
 
 // TestFastRunEnds: Run leaves nothing behind, and may begin again.
 func TestFastRunEnds(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	enterNamespace(t)
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	f := mustFastpath(t, d, FastpathOptions{})
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	for range 2 {
 		ctx, cancel := context.WithCancel(context.Background())
 		stop := time.AfterFunc(300*time.Millisecond, cancel)
