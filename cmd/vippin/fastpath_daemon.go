@@ -56,21 +56,21 @@ func anyAttached(devices []policy.FastpathDevice) bool {
 	return false
 }
 
-// Warnings is what an owner should look at.
+// Warnings is what an owner should look at, and what he may want to know.
 func (k *fastKeeper) Warnings() []string {
 	state, err := k.State()
 	if err != nil {
 		return []string{fmt.Sprintf("the fast path's state is not known: %v", err)}
 	}
-	return fastWarnings(state)
+	return append(fastWarnings(state), fastAdvice(state)...)
 }
 
-// fastWarnings is what an owner should look at in a fast path's state.
-func fastWarnings(state policy.FastpathState) []string {
+// fastWarnings is what an owner should look at in a fast path's state: what keeps
+// packets on the stack that are to take it.
+func fastWarnings(state policy.FastpathState) (warnings []string) {
 	if !state.Enabled {
 		return nil
 	}
-	var warnings []string
 	if !state.Open && state.Closed != fastLoading {
 		warnings = append(warnings, "fast path: closed, every packet takes the stack: "+state.Closed)
 	}
@@ -78,14 +78,25 @@ func fastWarnings(state policy.FastpathState) []string {
 		if device.Refused != "" {
 			warnings = append(warnings, fmt.Sprintf("fast path: not on %s: %s", device.Interface, device.Refused))
 		}
-		for _, text := range device.Warnings {
-			warnings = append(warnings, fmt.Sprintf("fast path on %s: %s", device.Interface, text))
-		}
 	}
 	for _, text := range state.Warnings {
 		warnings = append(warnings, "fast path: "+text)
 	}
 	return warnings
+}
+
+// fastAdvice is what is not as good as it could be, and may be meant so: "status"
+// does not warn of it all the time.
+func fastAdvice(state policy.FastpathState) (advice []string) {
+	if !state.Enabled {
+		return nil
+	}
+	for _, device := range state.Interfaces {
+		for _, text := range device.Warnings {
+			advice = append(advice, fmt.Sprintf("fast path on %s: %s", device.Interface, text))
+		}
+	}
+	return advice
 }
 
 func (d *daemon) Fastpath(context.Context) (policy.FastpathState, error) { return d.fast.State() }

@@ -399,3 +399,20 @@ func TestFastpathForgets(t *testing.T) {
 		}
 	})
 }
+
+// What may be meant so does not make status degraded.
+func TestFastpathAdviceIsNoWarning(t *testing.T) {
+	state := sampleFastpath()
+	for _, text := range fastWarnings(state) {
+		if strings.Contains(text, "slower") {
+			t.Errorf("status warns for ever: %s", text)
+		}
+	}
+	if advice := fastAdvice(state); len(advice) != 1 || !strings.Contains(advice[0], "on eth1: its driver has no XDP") {
+		t.Errorf("advice is %q", advice)
+	}
+	state.Enabled = false
+	if len(fastWarnings(state))+len(fastAdvice(state)) != 0 {
+		t.Error("it warns of what is switched off")
+	}
+}

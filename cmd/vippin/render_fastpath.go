@@ -46,10 +46,8 @@ func fastpathInWords(o *output, s policy.FastpathState) string {
 
 // showFastpath writes all of "fastpath ls", what needs a look first.
 func showFastpath(o *output, s policy.FastpathState) error {
-	for _, text := range fastWarnings(s) {
-		if err := o.printf("%s %s\n", o.painted(red, "warning:"), clean(text)); err != nil {
-			return err
-		}
+	if err := showFastpathWarnings(o, s); err != nil {
+		return err
 	}
 	if err := o.printf("%s\n", fastpathInWords(o, s)); err != nil {
 		return err
@@ -59,6 +57,20 @@ func showFastpath(o *output, s policy.FastpathState) error {
 	}
 	for _, line := range fastpathNotes(s) {
 		if err := o.printf("%s\n", line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func showFastpathWarnings(o *output, s policy.FastpathState) error {
+	for _, text := range fastWarnings(s) {
+		if err := o.printf("%s %s\n", o.painted(red, "warning:"), clean(text)); err != nil {
+			return err
+		}
+	}
+	for _, text := range fastAdvice(s) {
+		if err := o.printf("%s %s\n", o.painted(yellow, "warning:"), clean(text)); err != nil {
 			return err
 		}
 	}
@@ -127,10 +139,8 @@ func fastpathNotes(s policy.FastpathState) (notes []string) {
 
 // showFastpathSwitched says what it is after it was switched.
 func showFastpathSwitched(o *output, s policy.FastpathState) error {
-	for _, text := range fastWarnings(s) {
-		if err := o.printf("%s %s\n", o.painted(red, "warning:"), clean(text)); err != nil {
-			return err
-		}
+	if err := showFastpathWarnings(o, s); err != nil {
+		return err
 	}
 	text := "established connections take it where they can"
 	switch {

@@ -86,6 +86,12 @@ func TestFastpathIsCalm(t *testing.T) {
 		"nothing is pinned":                   untaught("not_pinned"),
 		"only scans":                          untaught("not_established"),
 		"switched off":                        func(*Facts) {},
+		"shaped, and forced": func(f *Facts) {
+			f.Config.Fastpath.Force = true
+			fast(func(s *policy.FastpathState) {
+				s.Interfaces[0].Warnings = []string{"the queue discipline htb does not see what takes the fast path"}
+			})(f)
+		},
 	} {
 		f := healthy(t, master)
 		oddity(f)
