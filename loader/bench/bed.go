@@ -183,7 +183,7 @@ func (b *bed) addXDP() error {
 			if err := b.attachXDP(program, s.near, name); err != nil {
 				return err
 			}
-		} else if err := switchOffload(name, ethtoolGRO, true); err != nil {
+		} else if err := switchFeature(name, gro, true); err != nil {
 			return err
 		}
 		if err := b.programs.Sides.Put(uint32(i), uint32(s.near)); err != nil {

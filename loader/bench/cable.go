@@ -102,8 +102,10 @@ func (b *bed) addVLAN() error {
 	if t.count == 0 {
 		return nil
 	}
-	if err := switchOffload(wanName, ethtoolTxVLAN, false); err != nil {
-		return err
+	for _, feature := range []string{insertTag, insertOuterTag, parseTag, parseOuterTag} {
+		if err := switchFeature(wanName, feature, false); err != nil {
+			return err
+		}
 	}
 	s := &b.sides[outsideSide]
 	for i := range t.count {

@@ -47,7 +47,7 @@ func (b *bed) addPin() error {
 	if err := dataplane.SetSettings(loader.Settings{Lease: lease}); err != nil {
 		return err
 	}
-	return b.pin.apply(b.sides[outsideSide].name, b.vip, b.way.pin == pinOn)
+	return b.pin.apply(b.sides[outsideSide].name, b.vlan, b.vip, b.way.pin == pinOn)
 }
 
 // maxFlows is dataplane.max_flows: the default, or with room to spare.
@@ -69,9 +69,9 @@ func unmount(dir string) error {
 	return nil
 }
 
-func (p *pinning) apply(wan string, vip netip.Addr, on bool) error {
+func (p *pinning) apply(wan string, vlan policy.VLAN, vip netip.Addr, on bool) error {
 	cfg := policy.DefaultConfig("", "bench")
-	cfg.Pins = []policy.PinConfig{{Interface: wan, VIPs: []netip.Addr{vip}, Enabled: true}}
+	cfg.Pins = []policy.PinConfig{{VLAN: vlan, Interface: wan, VIPs: []netip.Addr{vip}, Enabled: true}}
 	seen, err := loader.Observe()
 	if err != nil {
 		return err

@@ -95,7 +95,7 @@ func (r *run) measureGroup(round int, g group) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, room.restore()) }()
-	if room.crowded(g.perRouter()) {
+	if room.crowded(g.flows) {
 		r.note(fmt.Sprintf("Conntrack's table has %d buckets, too few for %d flows both ways: the kernel takes longer for each packet than it need. --raise-limits makes them fit.", room.buckets, g.flows))
 	}
 	cases := slices.Concat(r.Cases[round%len(r.Cases):], r.Cases[:round%len(r.Cases)])
