@@ -138,7 +138,7 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		state:   newCoreState(config),
 	}
 	flows := config.Dataplane.MaxFlows
-	d.fast = newFastKeeper(log, planeLoader{plane: plane, flows: flows, log: log}, hub.Publish, config)
+	d.fast = newFastKeeper(log, planeLoader{plane: plane, flows: flows, log: log}, hub.Publish, config.Fastpath)
 	plane.TellEnds(loader.Ends{Ended: d.fast.Forget, Lost: d.fast.Bump})
 	d.ready.behind, d.flight.resetsHeld = d.hush.SetBehind, d.hush.Held
 	return d

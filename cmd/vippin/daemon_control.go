@@ -198,7 +198,7 @@ func (d *daemon) reload(config *policy.Config) (policy.DryRun, error) {
 	d.publishPlan(s.plan, plan)
 	s.config, s.plan, s.failed, s.retry = config, plan, nil, false
 	d.fast.Bump()
-	d.fast.Set(config)
+	d.fast.Set(config.Fastpath)
 	d.setReplication(config)
 	d.tellReplication()
 	d.log.Info("reloaded", "pins", len(config.Pins), "warnings", report.Warnings)

@@ -72,13 +72,7 @@ type fastWish struct {
 	number uint64
 	hurry  uint64 // the number of the last one that does not wait for others
 	config policy.FastpathConfig
-	lease  time.Duration // vrrp.lease: how long it stays open without a sign of life
-	toggle *bool         // nil: the configuration decides
-}
-
-// another tells whether it takes another fast path than the one for w.
-func (w *fastWish) another(than *fastWish) bool {
-	return w.config.All != than.config.All || w.config.Force != than.config.Force || w.lease != than.lease
+	toggle *bool // nil: the configuration decides
 }
 
 func (w *fastWish) decide() (on bool, by policy.EnabledBy) {
@@ -88,21 +82,22 @@ func (w *fastWish) decide() (on bool, by policy.EnabledBy) {
 // fastRun is a table that is kept up to date.
 type fastRun struct {
 	table  fastTable
-	wish   *fastWish // it was loaded for
+	config policy.FastpathConfig // it was loaded for
 	cancel context.CancelFunc
 	ended  chan struct{}
 	err    error // why it ended
 	open   bool
 }
 
-func newFastKeeper(log *slog.Logger, load fastLoader, publish func(policy.Event), config *policy.Config) *fastKeeper {
+func newFastKeeper(log *slog.Logger, load fastLoader, publish func(policy.Event), config policy.FastpathConfig) *fastKeeper {
 	return &fastKeeper{log: log, load: load, publish: publish, wake: make(chan struct{}, 1), news: make(chan struct{}), left: true,
-		want: fastWish{number: 1, hurry: 1, config: config.Fastpath, lease: config.VRRP.Lease}}
+		want: fastWish{number: 1, hurry: 1, config: config}}
 }
 
-// Set takes a changed configuration.
-func (k *fastKeeper) Set(config *policy.Config) {
-	k.wish(true, func(w *fastWish) { w.config, w.lease = config.Fastpath, config.VRRP.Lease })
+// Set takes a changed configuration. A changed vrrp.lease takes effect, too, once
+// the dataplane has it: whatever attaches reads that.
+func (k *fastKeeper) Set(config policy.FastpathConfig) {
+	k.wish(true, func(w *fastWish) { w.config = config })
 }
 
 // SetToggle takes the word of whoever switched it by hand; nil: the
@@ -251,11 +246,11 @@ func (k *fastKeeper) switchOn(ctx context.Context, wish *fastWish, broken bool) 
 	switch r := k.run; {
 	case broken:
 		err = errors.Join(fmt.Errorf("follow what changes: %w", r.err), k.end((*fastRun).leave))
-	case r != nil && wish.another(r.wish):
+	case r != nil && (r.config.All != wish.config.All || r.config.Force != wish.config.Force):
 		err = k.end((*fastRun).leave)
 	}
 	if err == nil && k.run == nil {
-		err = k.begin(ctx, wish)
+		err = k.begin(ctx, wish.config)
 	}
 	if err == nil {
 		err = k.attach(wish.config.Interfaces)
@@ -285,12 +280,12 @@ func (k *fastKeeper) report(err error) {
 }
 
 // begin loads a fast path and follows what changes.
-func (k *fastKeeper) begin(ctx context.Context, wish *fastWish) error {
-	table, err := k.load.Load(wish.config)
+func (k *fastKeeper) begin(ctx context.Context, config policy.FastpathConfig) error {
+	table, err := k.load.Load(config)
 	if err != nil {
 		return err
 	}
-	r := &fastRun{table: table, wish: wish, ended: make(chan struct{})}
+	r := &fastRun{table: table, config: config, ended: make(chan struct{})}
 	ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx)) // until it is closed
 	go func() {
 		defer close(r.ended)

@@ -158,7 +158,7 @@ func inFastpath(t *testing.T, config policy.FastpathConfig, test func(t *testing
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		kernel := &fakeKernel{there: []string{"eth0", "eth1"}, refused: map[string]string{}}
-		k := newFastKeeper(slog.New(slog.DiscardHandler), kernel, func(policy.Event) {}, fastConfigOf(config))
+		k := newFastKeeper(slog.New(slog.DiscardHandler), kernel, func(policy.Event) {}, config)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- k.Run(ctx) }()
@@ -175,12 +175,6 @@ func inFastpath(t *testing.T, config policy.FastpathConfig, test func(t *testing
 			t.Error("changes were not followed to the last while it was open")
 		}
 	})
-}
-
-func fastConfigOf(fastpath policy.FastpathConfig) *policy.Config {
-	config := policy.DefaultConfig("vippin.yaml", "router-a")
-	config.Fastpath = fastpath
-	return config
 }
 
 var fastOn = policy.FastpathConfig{Enabled: true, Interfaces: []string{"eth0", "eth1"}}
@@ -237,7 +231,7 @@ func TestFastpathToggles(t *testing.T) {
 				t.Errorf("removed %d times, closed %d", kernel.facts().removed, kernel.facts().closed)
 			}
 		}
-		k.Set(fastConfigOf(fastOn))
+		k.Set(fastOn)
 		k.Settle(t.Context())
 		wantFast(t, "the toggle beats the configuration", k, kernel, false, false, "switched off")
 		k.SetToggle(nil)
@@ -249,7 +243,7 @@ func TestFastpathToggles(t *testing.T) {
 		config := fastOn
 		config.Enabled = false
 		k.SetToggle(&on)
-		k.Set(fastConfigOf(config))
+		k.Set(config)
 		k.Settle(t.Context())
 		wantFast(t, "on by toggle", k, kernel, true, true, "")
 	})
@@ -264,7 +258,7 @@ func TestFastpathSettles(t *testing.T) {
 		k.Settle(t.Context())
 		wantFast(t, "on", k, kernel, true, true, "")
 		kernel.set(func() { kernel.slow = time.Minute })
-		k.Set(fastConfigOf(fastOn))
+		k.Set(fastOn)
 		began := time.Now()
 		k.Settle(t.Context())
 		if took := time.Since(began); took != fastSettle {
@@ -335,7 +329,7 @@ func TestFastpathFollowsLinks(t *testing.T) {
 func TestFastpathRefusedDevice(t *testing.T) {
 	inFastpath(t, policy.FastpathConfig{}, func(t *testing.T, k *fastKeeper, kernel *fakeKernel) {
 		kernel.set(func() { kernel.refused["eth0"] = "another XDP program is on it" })
-		k.Set(fastConfigOf(fastOn))
+		k.Set(fastOn)
 		k.Settle(t.Context())
 		wantFast(t, "one is refused", k, kernel, true, true, "")
 		if warnings := k.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "not on eth0: another XDP program") {
@@ -362,29 +356,21 @@ func TestFastpathReloads(t *testing.T) {
 	inFastpath(t, fastOn, func(t *testing.T, k *fastKeeper, kernel *fakeKernel) {
 		config := fastOn
 		config.Interfaces = []string{"eth1"}
-		k.Set(fastConfigOf(config))
+		k.Set(config)
 		k.Settle(t.Context())
 		wantFast(t, "other interfaces", k, kernel, true, true, "")
 		if !slices.Equal(kernel.facts().attached, []string{"eth1"}) || kernel.facts().loads != 1 {
 			t.Errorf("attached to %v, loaded %d times", kernel.facts().attached, kernel.facts().loads)
 		}
 		config.All = true
-		k.Set(fastConfigOf(config))
+		k.Set(config)
 		k.Settle(t.Context())
 		wantFast(t, "all flows", k, kernel, true, true, "")
 		if kernel.facts().loads != 2 || !kernel.facts().loaded.All || kernel.facts().removed != 0 || kernel.facts().closed != 1 {
 			t.Errorf("loaded %d times, %+v, removed %d, closed %d", kernel.facts().loads, kernel.facts().loaded, kernel.facts().removed, kernel.facts().closed)
 		}
-		slower := fastConfigOf(config)
-		slower.VRRP.Lease = 10 * time.Second
-		k.Set(slower)
-		k.Settle(t.Context())
-		wantFast(t, "another lease", k, kernel, true, true, "")
-		if kernel.facts().loads != 3 {
-			t.Errorf("loaded %d times", kernel.facts().loads)
-		}
 		config.Interfaces = nil
-		k.Set(fastConfigOf(config))
+		k.Set(config)
 		k.Settle(t.Context())
 		wantFast(t, "no interfaces", k, kernel, true, false, "names no interface")
 	})

@@ -29,7 +29,7 @@ func checkFastpath(v *view) []Finding {
 			continue
 		}
 		for _, text := range device.Warnings {
-			f := warning(deviceRemedy(device), "fast path on %s: %s", device.Interface, text)
+			f := warning(deviceRemedy(device, text), "fast path on %s: %s", device.Interface, text)
 			if v.Config != nil && v.Config.Fastpath.Force && strings.Contains(text, "queue discipline") { // as was asked for
 				f.State = OK
 			}
@@ -77,8 +77,14 @@ func refusedRemedy(device policy.FastpathDevice) string {
 	return lines("# take it out of fastpath.interfaces, if it is to stay so:", "ip -d link show dev "+device.Interface)
 }
 
-func deviceRemedy(device policy.FastpathDevice) string {
-	if device.Mode == "generic" {
+func deviceRemedy(device policy.FastpathDevice, text string) string {
+	switch {
+	case strings.Contains(text, " at tc "):
+		return lines("# whose is it? If it has to see or drop these packets, switch the fast path off (vippin fastpath off):",
+			"bpftool net show", "tc filter show dev "+device.Interface+" egress", "tc filter show dev "+device.Interface+" ingress")
+	case strings.Contains(text, "queue discipline"):
+		return "tc qdisc show dev " + device.Interface
+	case device.Mode == "generic":
 		return lines("# a driver with XDP would be faster; which one is it?", "ethtool -i "+device.Interface)
 	}
 	return lines("ip -d link show dev "+device.Interface, "ethtool -k "+device.Interface)

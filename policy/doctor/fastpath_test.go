@@ -59,6 +59,9 @@ var fastMutations = []mutation{
 	{"generic", master, fast(func(s *policy.FastpathState) {
 		s.Interfaces[1].Mode, s.Interfaces[1].Warnings = "generic", []string{"its driver has no native XDP: generic XDP is slower"}
 	}), "fastpath", Warning, []string{"eth1", "slower"}, []string{"ethtool -i eth1"}},
+	{"another program at tc", master, fast(func(s *policy.FastpathState) {
+		s.Interfaces[1].Warnings = []string{"the program police at tc ingress of eth1 does not see what takes the fast path"}
+	}), "fastpath", Warning, []string{"police"}, []string{"tc filter show dev eth1 ingress"}},
 	{"another warning of a device", master, fast(func(s *policy.FastpathState) { s.Interfaces[1].Warnings = []string{"odd"} }),
 		"fastpath", Warning, []string{"eth1", "odd"}, []string{"ethtool -k eth1"}},
 	{"asks dropped", master, fast(func(s *policy.FastpathState) { s.Warnings = []string{"12 requests were lost"} }),
