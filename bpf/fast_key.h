@@ -53,12 +53,20 @@ static __always_inline struct fast6_bucket *fast6_at(const struct fast_state *st
 	return bpf_map_lookup_elem(&fast6, &index);
 }
 
+/* The i-th place to look at, in another order for each flow, so that the first one is
+ * its own as a rule; the second is in the other half of the same 128 octets.
+ */
+static __always_inline __u32 fast_way(__u64 digest, __u32 i)
+{
+	return (digest >> 32 ^ i) & (FAST_WAYS - 1);
+}
+
 /* The entry with this key, valid or not. NULL: there is none. */
-static __always_inline struct fast4 *fast4_find(struct fast4_bucket *bucket, __u64 addrs, __u32 ports,
-						__u32 place)
+static __always_inline struct fast4 *fast4_find(struct fast4_bucket *bucket, __u64 digest, __u64 addrs,
+						__u32 ports, __u32 place)
 {
 	for (int i = 0; i < FAST_WAYS; i++) {
-		struct fast4 *e = &bucket->way[i];
+		struct fast4 *e = &bucket->way[fast_way(digest, i)];
 
 		if (e->addrs == addrs && *(__u64 *)&e->ports == ((__u64)place << 32 | ports))
 			return e;
@@ -66,13 +74,14 @@ static __always_inline struct fast4 *fast4_find(struct fast4_bucket *bucket, __u
 	return NULL;
 }
 
-static __always_inline struct fast6 *fast6_find(struct fast6_bucket *bucket, const struct addr *src,
-						const struct addr *dst, __u32 ports, __u32 place)
+static __always_inline struct fast6 *fast6_find(struct fast6_bucket *bucket, __u64 digest,
+						const struct addr *src, const struct addr *dst, __u32 ports,
+						__u32 place)
 {
 	const __u64 *s = (const void *)src, *d = (const void *)dst;
 
 	for (int i = 0; i < FAST_WAYS; i++) {
-		struct fast6 *e = &bucket->way[i];
+		struct fast6 *e = &bucket->way[fast_way(digest, i)];
 		const __u64 *key = (const void *)e; /* source, destination, ports and place */
 
 		if (!((key[0] ^ s[0]) | (key[1] ^ s[1]) | (key[2] ^ d[0]) | (key[3] ^ d[1]) |

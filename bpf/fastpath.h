@@ -122,7 +122,7 @@ static __always_inline int forward_ipv4(struct xdp_md *ctx, struct fast_frame *f
 	addrs = *(__u64 *)&ip->saddr;
 	digest = fast4_digest(state->secret, addrs, f->ports, f->place);
 	bucket = fast4_at(state, digest);
-	e = likely(bucket) ? fast4_find(bucket, addrs, f->ports, f->place) : NULL;
+	e = likely(bucket) ? fast4_find(bucket, digest, addrs, f->ports, f->place) : NULL;
 	exit = judge_flow(f, e ? &e->fate : NULL, state->generation);
 	if (unlikely(exit == FAST_FLAGS))
 		return pass(exit);
@@ -157,7 +157,7 @@ static __always_inline int forward_ipv6(struct xdp_md *ctx, struct fast_frame *f
 	dst = (const void *)&ip->daddr;
 	digest = fast6_digest(state->secret, src, dst, f->ports, f->place);
 	bucket = fast6_at(state, digest);
-	e = likely(bucket) ? fast6_find(bucket, src, dst, f->ports, f->place) : NULL;
+	e = likely(bucket) ? fast6_find(bucket, digest, src, dst, f->ports, f->place) : NULL;
 	exit = judge_flow(f, e ? &e->fate : NULL, state->generation);
 	if (unlikely(exit == FAST_FLAGS))
 		return pass(exit);

@@ -75,17 +75,18 @@ static __always_inline __u32 spare(const struct fast_fate *fate, __u32 place, __
 /* The entry that a new flow gets, of a bucket that does not know it. NULL: none just
  * now. A void one ends with this tick, or now and then one at random.
  */
-#define TAKE_OVER(bucket, now)                                                                               \
+#define TAKE_OVER(bucket, digest, now)                                                                       \
 	({                                                                                                   \
 		__u32 most = 0, chosen = 0, loser = bpf_get_prandom_u32() % (END_ANOTHER * FAST_WAYS);       \
                                                                                                              \
 		for (int i = 0; i < FAST_WAYS; i++) {                                                        \
-			__u32 spares = spare(&(bucket)->way[i].fate, (bucket)->way[i].place, now);           \
+			__u32 way = fast_way(digest, i);                                                     \
+			__u32 spares = spare(&(bucket)->way[way].fate, (bucket)->way[way].place, now);       \
                                                                                                              \
 			if (spares > most)                                                                   \
-				most = spares, chosen = i;                                                   \
-			if (!(bucket)->way[i].fate.generation)                                               \
-				loser = i;                                                                   \
+				most = spares, chosen = way;                                                 \
+			if (!(bucket)->way[way].fate.generation)                                             \
+				loser = way;                                                                 \
 		}                                                                                            \
 		if (!most && loser < FAST_WAYS)                                                              \
 			(bucket)->way[loser].fate.until = now;                                               \
@@ -128,9 +129,9 @@ static __always_inline bool enter4(const struct lesson *l, __u32 now)
 
 	if (!bucket)
 		return false;
-	e = known = fast4_find(bucket, addrs_of(&l->before), ports_of(&l->before), l->place);
+	e = known = fast4_find(bucket, l->digest, addrs_of(&l->before), ports_of(&l->before), l->place);
 	if (!known)
-		e = TAKE_OVER(bucket, now);
+		e = TAKE_OVER(bucket, l->digest, now);
 	if (!e || !begin_writing(&e->fate, &was))
 		return false;
 	e->addrs = addrs_of(&l->before);
@@ -149,9 +150,10 @@ static __always_inline bool enter6(const struct lesson *l, __u32 now)
 
 	if (!bucket)
 		return false;
-	e = known = fast6_find(bucket, &l->before.src, &l->before.dst, ports_of(&l->before), l->place);
+	e = known =
+		fast6_find(bucket, l->digest, &l->before.src, &l->before.dst, ports_of(&l->before), l->place);
 	if (!known)
-		e = TAKE_OVER(bucket, now);
+		e = TAKE_OVER(bucket, l->digest, now);
 	if (!e || !begin_writing(&e->fate, &was))
 		return false;
 	e->src = l->before.src;
@@ -169,7 +171,7 @@ static __always_inline void void_entry(const struct lesson *l, bool ipv6)
 {
 	if (ipv6) {
 		struct fast6_bucket *bucket = fast6_at(fast_state_now(), l->digest);
-		struct fast6 *e = bucket ? fast6_find(bucket, &l->before.src, &l->before.dst,
+		struct fast6 *e = bucket ? fast6_find(bucket, l->digest, &l->before.src, &l->before.dst,
 						      ports_of(&l->before), l->place)
 					 : NULL;
 
@@ -177,9 +179,9 @@ static __always_inline void void_entry(const struct lesson *l, bool ipv6)
 			e->fate.generation = 0;
 	} else {
 		struct fast4_bucket *bucket = fast4_at(fast_state_now(), l->digest);
-		struct fast4 *e =
-			bucket ? fast4_find(bucket, addrs_of(&l->before), ports_of(&l->before), l->place)
-			       : NULL;
+		struct fast4 *e = bucket ? fast4_find(bucket, l->digest, addrs_of(&l->before),
+						      ports_of(&l->before), l->place)
+					 : NULL;
 
 		if (e)
 			e->fate.generation = 0;

@@ -27,17 +27,19 @@ func fitMask(mask uint32, buckets int) uint32 {
 // fitTables lets the tables grow until ctx ends.
 func (f *Fastpath) fitTables(ctx context.Context) error {
 	for rest(ctx, fitPace) {
-		f.tables.fit()
+		if err := f.tables.fit(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// fit looks at some buckets of each table. Half of the flows have another bucket then,
-// and are learnt anew.
-func (t *fastTables) fit() {
+// fit looks at some buckets of each table. Half of the flows have another bucket when it
+// has grown, and are learnt anew there.
+func (t *fastTables) fit() error {
 	generation := t.generation()
 	if generation == 0 {
-		return
+		return nil
 	}
 	valid := func(fate *fastFate) int {
 		if atomic.LoadUint32(&fate.Generation) == generation {
@@ -45,34 +47,71 @@ func (t *fastTables) fit() {
 		}
 		return 0
 	}
-	grow(&t.state.Mask4, len(t.four), func(i int) (n int) {
+	grown4 := grow(&t.state.Mask4, len(t.four), func(i int) (n int) {
 		for way := range t.four[i].Way {
 			n += valid(&t.four[i].Way[way].Fate)
 		}
 		return n
 	})
-	grow(&t.state.Mask6, len(t.six), func(i int) (n int) {
+	grown6 := grow(&t.state.Mask6, len(t.six), func(i int) (n int) {
 		for way := range t.six[i].Way {
 			n += valid(&t.six[i].Way[way].Fate)
 		}
 		return n
 	})
+	if grown4+grown6 == 0 {
+		return nil
+	}
+	return t.endMisplaced(grown4, grown6)
 }
 
-func grow(mask *uint32, buckets int, valid func(bucket int) int) {
-	used := int(atomic.LoadUint32(mask)) + 1
-	if used >= buckets {
-		return
+// endMisplaced ends entries that nobody finds any more: those in the first buckets of
+// each table whose flow has another one now. Others may have their room from the next
+// tick on.
+func (t *fastTables) endMisplaced(first4, first6 int) error {
+	now, err := t.ticks.now()
+	if err != nil {
+		return err
 	}
-	step := max(used/fitSample, 1)
+	end := func(fate *fastFate, digest uint64, mask uint32, bucket int) {
+		if int(uint32(digest)&mask) != bucket && int32(atomic.LoadUint32(&fate.Until)-now) > 0 {
+			atomic.StoreUint32(&fate.Until, now)
+		}
+	}
+	for i := range t.four[:first4] {
+		for way := range t.four[i].Way {
+			e := &t.four[i].Way[way]
+			end(&e.Fate, fast4Digest(t.state.Secret, e.Addrs, e.Ports, e.Place), t.state.Mask4, i)
+		}
+	}
+	for i := range t.six[:first6] {
+		for way := range t.six[i].Way {
+			e := &t.six[i].Way[way]
+			end(&e.Fate, fast6Digest(t.state.Secret, &e.Src.Word, &e.Dst.Word, e.Ports, e.Place), t.state.Mask6, i)
+		}
+	}
+	return nil
+}
+
+// grow returns how many buckets were in use before, 0: as many as are now.
+func grow(mask *uint32, buckets int, valid func(bucket int) int) int {
+	before := int(atomic.LoadUint32(mask)) + 1
+	if before >= buckets {
+		return 0
+	}
+	step := max(before/fitSample, 1)
 	looked, found := 0, 0
-	for i := 0; i < used; i += step {
+	for i := 0; i < before; i += step {
 		looked++
 		found += valid(i)
 	}
-	crowd := float64(found) / float64(looked)
-	for ; crowd > fitCrowded && used < buckets; used *= 2 {
-		crowd /= 2
+	used := before
+	for crowd := float64(found) / float64(looked); crowd > fitCrowded && used < buckets; crowd /= 2 {
+		used *= 2
+	}
+	if used == before {
+		return 0
 	}
 	atomic.StoreUint32(mask, uint32(used-1))
+	return before
 }

@@ -2,7 +2,12 @@
 
 package loader
 
-import "testing"
+import (
+	"os"
+	"testing"
+
+	"vippin/bpf"
+)
 
 // Of the tables as many buckets are in use as there are entries for, at once, and never
 // more than there are.
@@ -23,7 +28,7 @@ func TestFastpathFit(t *testing.T) {
 	} {
 		mask := uint32(c.used - 1)
 		looked := 0
-		grow(&mask, buckets, func(bucket int) int {
+		before := grow(&mask, buckets, func(bucket int) int {
 			if looked++; bucket >= c.used {
 				t.Errorf("bucket %d looked at, of %d in use", bucket, c.used)
 			}
@@ -31,6 +36,9 @@ func TestFastpathFit(t *testing.T) {
 		})
 		if int(mask)+1 != c.want {
 			t.Errorf("%d entries in each of %d buckets: %d in use, want %d", c.entries, c.used, mask+1, c.want)
+		}
+		if want := c.used * min(c.want-c.used, 1); before != want {
+			t.Errorf("%d buckets were in use, want %d", before, want)
 		}
 		if looked > 2*fitSample {
 			t.Errorf("%d buckets looked at, want about %d", looked, fitSample)
@@ -52,5 +60,56 @@ func TestFastpathFitMask(t *testing.T) {
 		if got := fitMask(c.mask, c.buckets); got != c.want {
 			t.Errorf("mask %d of %d buckets becomes %d, want %d", c.mask, c.buckets, got, c.want)
 		}
+	}
+}
+
+// An entry that is in another bucket's place ends when the table has grown; one that can
+// still be found does not.
+func TestFastpathEndMisplaced(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the kernel's tick is read by a BPF program, which needs root")
+	}
+	ticks, err := newTickClock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ticks.Close() }()
+	now, err := ticks.now()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const before, after = 4, 16
+	tables := &fastTables{
+		four: make([]bpf.FastpathFast4Bucket, after), six: make([]bpf.FastpathFast6Bucket, after),
+		state: &bpf.FastpathFastState{Secret: 0x1234567, Mask4: after - 1, Mask6: after - 1}, ticks: ticks,
+	}
+	until := now + 1<<20
+	ended4, ended6 := 0, 0
+	for port := range uint32(before) { // one in each bucket, at way 1
+		e := &tables.four[fast4Digest(0x1234567, 1, port, 2)&(before-1)].Way[1]
+		e.Addrs, e.Ports, e.Place, e.Fate.Until = 1, port, 2, until
+		six := &tables.six[fast6Digest(0x1234567, &[4]uint32{1}, &[4]uint32{2}, port, 2)&(before-1)].Way[1]
+		six.Src.Word, six.Dst.Word, six.Ports, six.Place, six.Fate.Until = [4]uint32{1}, [4]uint32{2}, port, 2, until
+	}
+	if err := tables.endMisplaced(before, before); err != nil {
+		t.Fatal(err)
+	}
+	for i := range before {
+		e, six := &tables.four[i].Way[1], &tables.six[i].Way[1]
+		if e.Place != 0 && (int(fast4Digest(0x1234567, 1, e.Ports, 2)&(after-1)) == i) != (e.Fate.Until == until) {
+			t.Errorf("bucket %d: entry until %d, was %d", i, e.Fate.Until, until)
+		}
+		if six.Place != 0 && (int(fast6Digest(0x1234567, &[4]uint32{1}, &[4]uint32{2}, six.Ports, 2)&(after-1)) == i) != (six.Fate.Until == until) {
+			t.Errorf("bucket %d: entry of IPv6 until %d, was %d", i, six.Fate.Until, until)
+		}
+		if e.Place != 0 && e.Fate.Until != until {
+			ended4++
+		}
+		if six.Place != 0 && six.Fate.Until != until {
+			ended6++
+		}
+	}
+	if ended4 == 0 || ended6 == 0 {
+		t.Error("no entry was ended: that tests nothing")
 	}
 }
