@@ -11,13 +11,20 @@ import (
 )
 
 // onFastpath are the tests that a router with the fast path on must pass as well:
-// what the server sees, errors and fragments, protocols, living flows, interfaces
-// that move, takeovers and replication. Left out are those that measure the size
-// of packets which the tc programs see, and those of what is no traffic.
+// what the server sees, errors and fragments, protocols, living flows, toggles,
+// interfaces that move, takeovers and replication. Of those that take long, some
+// are left out that are like others here; and the ones that measure the size of the
+// packets which the tc programs see, or that rename an interface of the fast path.
 var onFastpath = []string{
 	"TestServerSeesTheVIP", "TestSamePort", "TestClash", "TestFullMap", "TestUntouched", "TestNotMasqueraded",
 	"TestUnpinned", "TestBackupStaysUnpinned",
+	"TestErrorsOfTheRouter", "TestErrorsOfExplicitSNAT", "TestErrorsWithThePinOff", "TestReject", "TestTraceroute",
+	"TestPathMTUBeyond", "TestPathMTUInside", "TestFragments", "TestFragmentsUntouched",
+	"TestSCTP", "TestTunnels", "TestFTP",
 	"TestLivingFlowsAreLeftAlone", "TestRemovedPinKeepsItsFlows", "TestTupleReusedFromTimeWait",
+	"TestRestartLosesNothing", "TestVLANAddedLive", "TestUnload", "TestLoadFollowsAdverts",
+	"TestInterfaceMadeAnew", "TestNumberReusedByAnotherDevice", "TestDownAndUp", "TestCarrierLost", "TestMovedToAnotherNamespace",
+	"TestMastersWithoutAdverts", "TestNewFlowsDuringTakeover", "TestFailoverKeepsEveryFlow", "TestStrictAnswersWait",
 }
 
 // With the fast path on everything else is as it is without: the same tests run
