@@ -19,6 +19,8 @@ type FastpathOptions struct {
 	All   bool   // learn flows that are not pinned, too
 	Force bool   // on devices with a shaping qdisc, too
 	Log   *slog.Logger
+
+	noFeatures bool // as on a kernel that does not say what drivers can
 }
 
 // Fastpath is the XDP program, the tc program that teaches it, and their tables.

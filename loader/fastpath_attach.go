@@ -39,7 +39,7 @@ func (f *Fastpath) attach(scene fastScene) ([]policy.FastpathDevice, error) {
 			return nil, fmt.Errorf("attach the fast path to %s: %w", device.Interface, err)
 		}
 	}
-	judgeTargets(devices)
+	judgeTargets(devices, f.features)
 	f.judgeRefusals(devices)
 	refuseExcess(devices, int(f.maps.Out.MaxEntries())-1)
 	if err := f.retire(devices); err != nil {
@@ -109,7 +109,7 @@ const wholeMTU = 1500
 
 // judgeTargets refuses devices whose drivers do not send all that native XDP
 // redirects. Generic XDP sends as the stack does.
-func judgeTargets(devices []*fastDevice) {
+func judgeTargets(devices []*fastDevice, ask func(ifindex int) (features uint64, known bool, err error)) {
 	native := ""
 	for _, d := range devices {
 		if d.Mode == modeNative {
@@ -123,7 +123,7 @@ func judgeTargets(devices []*fastDevice) {
 		if d.Refused != "" {
 			continue
 		}
-		features, known, err := xdpFeatures(d.Ifindex)
+		features, known, err := ask(d.Ifindex)
 		if err != nil {
 			d.warn("%v", err)
 		}
@@ -132,6 +132,14 @@ func judgeTargets(devices []*fastDevice) {
 		}
 		d.judgeTarget(features, native)
 	}
+}
+
+// features is xdpFeatures.
+func (f *Fastpath) features(ifindex int) (features uint64, known bool, err error) {
+	if f.opts.noFeatures {
+		return 0, false, nil
+	}
+	return xdpFeatures(ifindex)
 }
 
 func (d *fastDevice) judgeTarget(features uint64, native string) {

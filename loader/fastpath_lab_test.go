@@ -20,16 +20,9 @@ import (
 func newForwardingLab(t *testing.T) *lab {
 	t.Helper()
 	l := newLab(t)
-	for _, set := range []struct{ command, data uint32 }{{unix.ETHTOOL_SGRO, 1}, {unix.ETHTOOL_STXCSUM, 0}} {
+	for _, command := range []uint32{unix.ETHTOOL_SGRO, unix.ETHTOOL_STXCSUM} {
 		for _, ns := range []netns.NsHandle{l.lan, l.wan} {
-			err := inNamespace(ns, func() error {
-				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-				if err != nil {
-					return err
-				}
-				defer func() { _ = unix.Close(fd) }()
-				return ethtool(fd, "peer", unsafe.Pointer(&set))
-			})
+			err := inNamespace(ns, func() error { return setAtPeer(command, command == unix.ETHTOOL_SGRO) })
 			if err != nil {
 				t.Fatalf("set up the cables: %v", err)
 			}
@@ -41,14 +34,14 @@ func newForwardingLab(t *testing.T) *lab {
 
 // open loads dataplane and fast path on lan0 and wan0, with a daemon that lives
 // for an hour.
-func (l *lab) open(t *testing.T, dir string) (*Dataplane, *Fastpath) {
+func (l *lab) open(t *testing.T, dir string, opts FastpathOptions) (*Dataplane, *Fastpath) {
 	t.Helper()
 	d := mustLoad(t, Options{BPFFS: dir})
 	if err := errors.Join(d.SetSettings(Settings{Lease: time.Hour}), d.Heartbeat(Monotonic())); err != nil {
 		t.Fatal(err)
 	}
 	l.plan(t, d, true)
-	f := mustFastpath(t, d, FastpathOptions{})
+	f := mustFastpath(t, d, opts)
 	for _, device := range mustAttach(t, f, "lan0", "wan0") {
 		if device.Mode != "native" {
 			t.Fatalf("device %+v", device)
@@ -114,7 +107,7 @@ func (l *lab) arrived(name string) (n int) {
 func TestFastpathTraffic(t *testing.T) {
 	l := newForwardingLab(t)
 	dir := testBPFFS(t)
-	d, f := l.open(t, dir)
+	d, f := l.open(t, dir, FastpathOptions{})
 	c := l.dial(t, "flow", "udp4", "192.168.1.10:43000")
 	await(t, "the flow takes the fast path", func() bool {
 		mustAsk(t, c)
@@ -137,7 +130,7 @@ func TestFastpathTraffic(t *testing.T) {
 		if err := errors.Join(f.Close(), d.Close()); err != nil {
 			t.Fatal(err)
 		}
-		d, f = l.open(t, dir)
+		d, f = l.open(t, dir, FastpathOptions{})
 		forwarded := packetsOf(t, f)["forwarded"]
 		await(t, "the fast path forwards again", func() bool { return packetsOf(t, f)["forwarded"] > forwarded+20 })
 	}
@@ -147,73 +140,115 @@ func TestFastpathTraffic(t *testing.T) {
 	l.source(t, "flow")
 }
 
-// TestFastpathRefused: frames that a device refuses are lost. It is noticed, all
-// takes the stack, and the device comes back to the fast path when its link does.
-func TestFastpathRefused(t *testing.T) {
-	l := newForwardingLab(t)
-	_, f := l.open(t, testBPFFS(t))
-	if f.tracer == nil {
-		t.Skip("this kernel cannot trace redirected frames")
-	}
-	c := l.dial(t, "flow", "udp4", "192.168.1.10:43000")
-	forwards := func() bool {
-		mustAsk(t, c)
-		return packetsOf(t, f)["forwarded"] > 10
-	}
-	await(t, "the flow takes the fast path", forwards)
-	setPeer := func(up bool) {
-		t.Helper()
-		err := inNamespace(l.wan, func() error {
-			peer, err := netlink.LinkByName("peer")
-			if err != nil {
-				return err
-			}
-			if up {
-				return netlink.LinkSetUp(peer)
-			}
-			return netlink.LinkSetDown(peer)
-		})
+// atPeer runs do in the server's namespace, with the other end of wan0.
+func (l *lab) atPeer(t *testing.T, do func(peer netlink.Link) error) {
+	t.Helper()
+	err := inNamespace(l.wan, func() error {
+		peer, err := netlink.LinkByName("peer")
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-	}
-	setPeer(false)
-	f.mu.Lock() // the kernel closes it by itself
-	await(t, "refused frames close the fast path", func() bool {
-		_, _ = c.conn.Write(fmt.Appendf(nil, "%-*s", lineLen, c.name))
-		return stateOf(t, f).Generation == 0
+		return do(peer)
 	})
-	f.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFastpathRefused: frames that a device refuses are lost. It is noticed, all
+// takes the stack, and the device comes back to the fast path when it can.
+func TestFastpathRefused(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		opts         FastpathOptions
+		spoil, mend  func(peer netlink.Link) error
+		why          string
+		untilItsDown bool
+	}{
+		{"asked", FastpathOptions{noFeatures: true}, netlink.LinkSetDown, netlink.LinkSetUp, "frames that XDP sent there (no such device or address)", true},
+		{"not asked", FastpathOptions{}, gro(false), gro(true), "its driver sends no frames that XDP redirects", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := newForwardingLab(t)
+			_, f := l.open(t, testBPFFS(t), test.opts)
+			if _, known, err := f.features(loopback); f.tracer == nil || !known && !test.opts.noFeatures {
+				t.Skipf("this kernel does not tell (%v)", err)
+			}
+			c := l.dial(t, "flow", "udp4", "192.168.1.10:43000")
+			l.awaitForwarding(t, f, c)
+			l.atPeer(t, test.spoil)
+			l.wantTakenOff(t, f, c)
+			if test.untilItsDown {
+				l.atPeer(t, test.mend)
+				await(t, "wan0 is up", func() bool { return isUp(up(t, "wan0").Attrs().RawFlags) })
+			}
+			devices := mustAttach(t, f, "lan0", "wan0")
+			if devices[0].Mode != "native" || devices[1].Mode != "" {
+				t.Errorf("devices %+v, want lan0 alone", devices)
+			}
+			contains(t, devices[1].Refused, test.why)
+			forwarded := packetsOf(t, f)["forwarded"]
+			mustAsk(t, c, c, c)
+			if now := packetsOf(t, f)["forwarded"]; now != forwarded {
+				t.Errorf("%d packets took the fast path", now-forwarded)
+			}
+			if test.untilItsDown {
+				l.atPeer(t, test.spoil)
+				await(t, "wan0 is down", func() bool { return !isUp(up(t, "wan0").Attrs().RawFlags) })
+				mustAttach(t, f, "lan0", "wan0")
+			}
+			l.atPeer(t, test.mend)
+			mustAttach(t, f, "lan0", "wan0")
+			l.awaitForwarding(t, f, c)
+		})
+	}
+}
+
+func gro(on bool) func(netlink.Link) error {
+	return func(netlink.Link) error { return setAtPeer(unix.ETHTOOL_SGRO, on) }
+}
+
+// setAtPeer switches something of the other end of a cable, in its namespace.
+func setAtPeer(command uint32, on bool) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	value := struct{ command, data uint32 }{command: command}
+	if on {
+		value.data = 1
+	}
+	return ethtool(fd, "peer", unsafe.Pointer(&value))
+}
+
+func (l *lab) awaitForwarding(t *testing.T, f *Fastpath, c *client) {
+	t.Helper()
+	before := packetsOf(t, f)["forwarded"]
+	await(t, "the flow takes the fast path", func() bool {
+		mustAsk(t, c)
+		return packetsOf(t, f)["forwarded"] > before+10
+	})
+}
+
+// wantTakenOff sends until wan0 has refused a frame, and wants the fast path
+// closed by the kernel itself, and opened without wan0 then.
+func (l *lab) wantTakenOff(t *testing.T, f *Fastpath, c *client) {
+	t.Helper()
+	func() {
+		f.mu.Lock() // nobody but the kernel does anything
+		defer f.mu.Unlock()
+		await(t, "refused frames close the fast path", func() bool {
+			_, _ = c.conn.Write(fmt.Appendf(nil, "%-*s", lineLen, c.name))
+			return stateOf(t, f).Generation == 0
+		})
+	}()
 	await(t, "refused frames are noticed", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		return f.refused[l.ifindex].frames > 0
+		return f.refused[l.ifindex].frames > 0 && stateOf(t, f).Generation != 0
 	})
 	if on := devicesOf(t, f); len(on) != 1 {
 		t.Errorf("the programs have %v, want lan0", on)
 	}
-	if state := stateOf(t, f); state.Generation == 0 {
-		t.Error("the fast path stays closed")
-	}
-	setPeer(true)
-	await(t, "wan0 is up", func() bool { return isUp(up(t, "wan0").Attrs().RawFlags) })
-	devices := mustAttach(t, f, "lan0", "wan0")
-	if devices[0].Mode != "native" || devices[1].Mode != "" {
-		t.Errorf("devices %+v, want lan0 alone", devices)
-	}
-	contains(t, devices[1].Refused, "frames that XDP sent there (no such device or address)")
-	forwarded := packetsOf(t, f)["forwarded"]
-	mustAsk(t, c, c, c)
-	if now := packetsOf(t, f)["forwarded"]; now != forwarded {
-		t.Errorf("%d packets took the fast path", now-forwarded)
-	}
-	setPeer(false)
-	await(t, "wan0 is down", func() bool { return !isUp(up(t, "wan0").Attrs().RawFlags) })
-	mustAttach(t, f, "lan0", "wan0")
-	setPeer(true)
-	mustAttach(t, f, "lan0", "wan0")
-	await(t, "the flow takes the fast path again", func() bool {
-		mustAsk(t, c)
-		return packetsOf(t, f)["forwarded"] > forwarded+10
-	})
 }

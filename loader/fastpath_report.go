@@ -145,7 +145,7 @@ func (f *Fastpath) devices() ([]policy.FastpathDevice, error) {
 	for _, d := range devices {
 		d.tellMode(xdpOn(d.link), f.numbers[d.Ifindex] != 0)
 	}
-	judgeTargets(devices)
+	judgeTargets(devices, f.features)
 	return reports(devices), nil
 }
 
