@@ -51,6 +51,9 @@ func asker(t *testing.T, f *Fastpath) func(src, dst netip.AddrPort) {
 func TestFastLoosen(t *testing.T) {
 	enterNamespace(t)
 	nft(t, "table inet filter { chain out { type filter hook output priority 0; ct state established accept;\n}\n}")
+	for _, addr := range []string{"2001:db8::1/128", "2001:db8::2/128"} {
+		addAddr(t, up(t, "lo"), addr)
+	}
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	f := mustFastpath(t, d, FastpathOptions{})
 	ask := asker(t, f)
@@ -70,10 +73,10 @@ func TestFastLoosen(t *testing.T) {
 	}
 	const both = conntrack.TCPLiberal | conntrack.TCPMaxAckSet
 	asked := uint64(0)
-	for _, host := range []string{"127.0.0.1", "::1"} {
+	for client, host := range map[string]string{"127.0.0.2": "127.0.0.1", "2001:db8::2": "2001:db8::1"} {
 		var ends [2][2]netip.AddrPort // of two connections
 		for i := range ends {
-			ends[i][0], ends[i][1] = connected(t, host)
+			ends[i][0], ends[i][1] = connected(t, client, host)
 			if orig, reply := flags(ends[i][0], ends[i][1]); orig&conntrack.TCPLiberal != 0 || (orig|reply)&conntrack.TCPMaxAckSet == 0 {
 				t.Fatalf("%s: before: %v, %v", host, orig, reply)
 			}
@@ -96,14 +99,15 @@ func TestFastLoosen(t *testing.T) {
 }
 
 // connected makes a TCP connection that has carried something.
-func connected(t *testing.T, host string) (client, server netip.AddrPort) {
+func connected(t *testing.T, from, host string) (client, server netip.AddrPort) {
 	t.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	one, err := net.Dial("tcp", listener.Addr().String())
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	one, err := dialer.Dial("tcp", listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
