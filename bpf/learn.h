@@ -253,7 +253,7 @@ static __always_inline enum fast_refusal judge_note(struct __sk_buff *skb, const
 }
 
 /* Was it routed to this device, or to a VLAN on it: not to a bridge, say? *mtu gets
- * what the way takes.
+ * what the way takes; without a route, what the VLAN does.
  */
 static __always_inline bool leaves_as_routed(struct __sk_buff *skb, struct learning *l, __u32 *mtu)
 {

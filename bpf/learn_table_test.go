@@ -146,13 +146,14 @@ func TestLearnHops(t *testing.T) {
 			return number, l.hop(t, number)
 		}
 		first, one := hop()
+		given := l.numbersGiven(t)
 		want := [12]uint8{2, 0, 0, 0, 0, 0xaa}
 		copy(want[6:], wan0.Attrs().HardwareAddr)
 		if one != (FastpathFastHop{Macs: want, Mtu: 1500, Device: wanNumber, Alive: 1}) {
 			t.Errorf("hop %+v, want MACs % x", one, want)
 		}
-		if second, _ := hop(); second != first {
-			t.Errorf("the next flow has hop %d, want %d as the one before", second, first)
+		if second, _ := hop(); second != first || l.numbersGiven(t) != given {
+			t.Errorf("the next flow has hop %d, want %d as the one before, and no number for nothing", second, first)
 		}
 		neighbour(ipv6, "02:00:00:00:00:bb")
 		third, other := hop()
@@ -167,6 +168,13 @@ func TestLearnHops(t *testing.T) {
 			}
 		}
 	}
+}
+
+// numbersGiven is how many numbers of hops have been given.
+func (l *learnLab) numbersGiven(t *testing.T) (last uint64) {
+	t.Helper()
+	mustDo(t, l.fast.FastHopLast.Lookup(uint32(0), &last))
+	return last
 }
 
 // fill gives every entry to somebody else, valid for an hour.

@@ -44,7 +44,7 @@ func TestLearnsTCP(t *testing.T) {
 			t.Errorf("asked for %+v, want %+v", asked, want)
 		}
 		before := time.Now()
-		for range 3 * eagerPackets {
+		for range 20 * eagerPackets {
 			c.out(t)
 		}
 		if asked, most := l.asked(t), 1+int(time.Since(before)/time.Second); len(asked) > most {
@@ -137,5 +137,24 @@ func TestLearnFar(t *testing.T) {
 			l.expect(t, name+", fast again", forwardedOne, func() { c.send(t, answer) })
 			l.expect(t, name+", reset", notForFlags, func() { c.send(t, tcpSegment{flags: tcpRST | tcpACK, out: out}) })
 		}
+	}
+}
+
+// However often a flow is learnt anew, it is the acknowledgement that conntrack
+// remembers which is left behind, not the one that taught.
+func TestLearnFarFromConntrack(t *testing.T) {
+	l := newLearnLab(t)
+	for i, ipv6 := range []bool{false, true} {
+		l.clearEntries(t)
+		c := l.fastConnection(t, ipv6, uint16(5000+10*i))
+		near := tcpSegment{flags: tcpACK, out: true, jump: far / 4 * 3}
+		l.expect(t, "octets", forwardedOne, func() { c.send(t, near) })
+		answers := l.entries(t)[1]
+		answers.fate.Generation = 0
+		answers.write(answers.fate)
+		l.expect(t, "acknowledged", learntOne, func() { c.back(t) })
+		l.expect(t, "and again", forwardedOne, func() { c.back(t) })
+		l.expect(t, "more octets", forwardedOne, func() { c.send(t, near) })
+		l.expect(t, "too far", notLiberal, func() { c.back(t) })
 	}
 }
