@@ -150,13 +150,11 @@ static __always_inline enum fast_exit read_ipv6(struct xdp_md *ctx, struct fast_
 	return read_transport(ctx, f, ip->nexthdr, sizeof(*ip));
 }
 
-/* Makes room for as many tags as there will be, or takes it away. False: there is
- * no room, and nothing has changed.
+/* Makes room for as many tags as there will be, or takes it away; the ethertype stays
+ * where it is, before the IP header. False: there is no room, and nothing has changed.
  */
 static __always_inline bool move_head(struct xdp_md *ctx, struct fast_frame *f, __u32 tags)
 {
-	__be16 proto = *(__be16 *)(f->l3 - sizeof(proto));
-
 	if (tags > MAX_TAGS || bpf_xdp_adjust_head(ctx, ((int)f->tags - (int)tags) * TAG))
 		return false;
 	f->data = (void *)(long)ctx->data;
@@ -164,10 +162,7 @@ static __always_inline bool move_head(struct xdp_md *ctx, struct fast_frame *f, 
 	f->l3 = f->data + ETH_HLEN + tags * TAG;
 	f->tags = tags;
 	/* It was longer before, but the verifier asks. */
-	if (f->data + ETH_HLEN + MAX_TAGS * TAG > f->end || f->l3 + f->headers > f->end)
-		return false;
-	*(__be16 *)(f->l3 - sizeof(proto)) = proto;
-	return true;
+	return f->data + ETH_HLEN + MAX_TAGS * TAG <= f->end && f->l3 + f->headers <= f->end;
 }
 
 /* All that the last interface adds; there is room for it. */

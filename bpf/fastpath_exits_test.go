@@ -83,12 +83,12 @@ func TestFastExits(t *testing.T) {
 		change func(*fastFlow, []byte) []byte
 	}{
 		{"closed", FastpathFastExitFAST_CLOSED, 0, 0, func(_ *fastFlow, b []byte) []byte {
-			put(t, f.FastState, uint32(0), FastpathFastState{Secret: fastSecret, LeaseNs: 1e9})
+			put(t, f.FastState, uint32(0), FastpathFastState{Secret: fastSecret, LeaseNs: fastLease})
 			return b
 		}},
 		{"daemon never lived", FastpathFastExitFAST_CLOSED, 0, 0, func(_ *fastFlow, b []byte) []byte { f.beat(t, 0); return b }},
 		{"daemon dead", FastpathFastExitFAST_CLOSED, 0, 0, func(_ *fastFlow, b []byte) []byte {
-			f.beat(t, coarseNow(t)-uint64(2e9))
+			f.beat(t, coarseNow(t)-fastLease)
 			return b
 		}},
 		{"no device", FastpathFastExitFAST_DEVICE, 0, 0, func(_ *fastFlow, b []byte) []byte {

@@ -80,6 +80,18 @@ func TestSmoke(t *testing.T) {
 	})
 }
 
+// TestFastpathPackets: the packet tests of the fast path's XDP program.
+func TestFastpathPackets(t *testing.T) {
+	forEachKernel(t, func(t *testing.T, kernel vm.Kernel) {
+		packets, err := vm.BuildTest(t.Context(), "bpf.test", "./bpf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := run(t, kernel, packets, "-test.run", "^TestFast", "-test.v", "-test.timeout", "5m")
+		wantPassed(t, said, "TestFastForwards", "TestFastExits", "TestFastEntryExits", "TestFastChecksums", "TestFastFlags")
+	})
+}
+
 // wantPassed wants these tests to have run and passed: a test binary that finds
 // none to run, or skips, ends with 0 too.
 func wantPassed(t *testing.T, said string, names ...string) {
