@@ -14,10 +14,6 @@ import (
 	"vippin/policy"
 )
 
-// fastDevicesMax is how many devices have a number: FAST_DEVICES - 1 in
-// bpf/fast_types.h.
-const fastDevicesMax = 63
-
 // fastDevice is an interface of fastpath.interfaces, and what is to be told of it.
 type fastDevice struct {
 	policy.FastpathDevice
