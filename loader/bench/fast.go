@@ -126,7 +126,7 @@ func (f *fastpath) exits() string {
 	if err != nil {
 		return err.Error()
 	}
-	return fmt.Sprintf("all so far: %v; not learnt: %v", state.Packets, state.Unlearnt)
+	return fmt.Sprintf("all so far: %v; not learnt: %v; interfaces %+v", state.Packets, state.Unlearnt, state.Interfaces)
 }
 
 // flowBytes is what the tables take for each flow that they have room for.
@@ -151,4 +151,33 @@ func (b *bed) forwarded() (sum uint64, err error) {
 		sum += n
 	}
 	return sum, nil
+}
+
+// settle plays until hardly a packet takes the stack: the fast path's tables grow
+// with the flows, which are learnt anew then.
+func (b *bed) settle(flows int) error {
+	const enough, passes, pause = 0.999, 20, 50 * time.Millisecond
+	for range passes {
+		if b.fast == nil {
+			break
+		}
+		before, err := b.forwarded()
+		if err != nil {
+			return err
+		}
+		var sum result
+		for _, back := range []bool{false, true} {
+			r, err := b.playAll(b.stream(flows, back), sizeMin, flows)
+			if err != nil {
+				return err
+			}
+			sum.add(r)
+		}
+		after, err := b.forwarded()
+		if err != nil || float64(after-before) >= enough*float64(sum.arrived) {
+			return err
+		}
+		time.Sleep(pause)
+	}
+	return nil
 }

@@ -5,10 +5,14 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"vippin/loader/conntrack"
 	"vippin/policy"
 )
 
@@ -49,6 +53,9 @@ func tracked(cases []policy.BenchCase) (n int) {
 // router until restore is called. Without, they must do.
 func makeRoom(flows int, raise bool) (*room, error) {
 	r := &room{}
+	if err := askConntrack(); err != nil {
+		return nil, err
+	}
 	var err error
 	if r.limit, err = readNumber(limitFile); err != nil {
 		return nil, err
@@ -70,6 +77,21 @@ func makeRoom(flows int, raise bool) (*room, error) {
 		return nil, errors.Join(err, r.restore())
 	}
 	return r, nil
+}
+
+// askConntrack makes the kernel load its module: before, there are no limits.
+func askConntrack() error {
+	conn, err := conntrack.Dial()
+	if err != nil {
+		return fmt.Errorf("open conntrack: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	nobody := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	_, err = conn.Get(conntrack.Tuple{Src: nobody, Dst: nobody, Proto: unix.IPPROTO_UDP, SrcPort: 1, DstPort: 1})
+	if err != nil && !errors.Is(err, conntrack.ErrNotExist) {
+		return fmt.Errorf("ask conntrack: %w", err)
+	}
+	return nil
 }
 
 func (r *room) raise(value *int, file string, to int) error {
@@ -96,9 +118,6 @@ func (r *room) restore() error {
 
 func readNumber(file string) (int, error) {
 	text, err := os.ReadFile("/proc/sys/" + file)
-	if os.IsNotExist(err) { // conntrack comes with the first rule that needs it
-		return 262_144, nil
-	}
 	if err != nil {
 		return 0, fmt.Errorf("read sysctl %s: %w", file, err)
 	}

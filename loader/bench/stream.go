@@ -287,6 +287,9 @@ func (b *bed) establish(flows int) error {
 	if b.pin == nil {
 		return nil
 	}
+	if err := b.settle(flows); err != nil {
+		return err
+	}
 	c, err := b.pin.counters()
 	if err != nil {
 		return err
