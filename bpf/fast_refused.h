@@ -31,7 +31,7 @@ static __always_inline bool is_lasting(int err)
 }
 
 /* Frames of ours are those that came in by a device of the fast path: no other
- * XDP program is there.
+ * XDP program is there. The tracepoints tell of all network namespaces.
  */
 static __always_inline void refuse_frames(const struct net_device *from, __u8 number, int err, __u32 frames)
 {
@@ -40,6 +40,8 @@ static __always_inline void refuse_frames(const struct net_device *from, __u8 nu
 	struct fast_state *state = fast_state_now();
 
 	if (!device || !device->number || !number || !state || !is_lasting(err))
+		return;
+	if (BPF_CORE_READ(from, nd_net.net, ns.inum) != state->netns)
 		return;
 	state->generation = 0;
 	bpf_ringbuf_output(&fast_losses, &loss, sizeof(loss), 0);

@@ -90,7 +90,8 @@ struct fast_state {
 	__u64 asked; /* jiffies64 of when it was young enough; written by the programs */
 	__u32 mask4; /* buckets of fast4 in use - 1 */
 	__u32 mask6;
-	__u64 pad;
+	__u32 netns; /* the daemon's: inode number */
+	__u32 pad;
 };
 
 /* A device whose packets take the fast path: fast_devices by ifindex. */

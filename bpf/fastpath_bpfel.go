@@ -252,7 +252,8 @@ type FastpathFastState struct {
 	Asked      uint64
 	Mask4      uint32
 	Mask6      uint32
-	Pad        uint64
+	Netns      uint32
+	Pad        uint32
 }
 
 type FastpathFlowKey struct {

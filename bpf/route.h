@@ -17,8 +17,21 @@ struct inet6_dev {
 	struct ipv6_devconf cnf;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct net_device {
 	int ifindex;
+	possible_net_t nd_net;
 	unsigned int mtu;
 	struct inet6_dev *ip6_ptr;
 };

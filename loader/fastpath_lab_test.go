@@ -204,6 +204,31 @@ func TestFastpathRefused(t *testing.T) {
 	}
 }
 
+// TestFastpathRefusedElsewhere: in another network namespace a device of the same
+// number may refuse as it likes.
+func TestFastpathRefusedElsewhere(t *testing.T) {
+	l := newForwardingLab(t)
+	_, f := l.open(t, testBPFFS(t), FastpathOptions{})
+	if f.tracer == nil {
+		t.Skip("this kernel does not tell")
+	}
+	c := l.dial(t, "flow", "udp4", "192.168.1.10:43000")
+	l.awaitForwarding(t, f, c)
+	here := f.tables.state.Netns
+	f.tables.state.Netns++
+	l.atPeer(t, gro(false))
+	lost, generation := packetsOf(t, f)["forwarded"], stateOf(t, f).Generation
+	await(t, "refused frames", func() bool {
+		_, _ = c.conn.Write(fmt.Appendf(nil, "%-*s", lineLen, c.name))
+		return packetsOf(t, f)["forwarded"] > lost+10
+	})
+	if now := stateOf(t, f).Generation; now != generation {
+		t.Errorf("another namespace's frames closed the fast path: generation %d, was %d", now, generation)
+	}
+	f.tables.state.Netns = here
+	l.wantTakenOff(t, f, c)
+}
+
 func gro(on bool) func(netlink.Link) error {
 	return func(netlink.Link) error { return setAtPeer(unix.ETHTOOL_SGRO, on) }
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -108,9 +109,7 @@ func (f *Fastpath) load() error {
 			fresh[name] = coll.Maps[name]
 		}
 	}
-	if err := f.trace(tracer, coll.Maps); err != nil {
-		f.log.Info("devices that refuse redirected frames will not be noticed", "why", err)
-	}
+	shared := maps.Clone(coll.Maps)
 	if err := coll.Assign(&objects); err != nil {
 		return fmt.Errorf("sort out maps and programs of the fast path: %w", err)
 	}
@@ -123,11 +122,14 @@ func (f *Fastpath) load() error {
 	if err := f.begin(); err != nil {
 		return err
 	}
+	if err := f.trace(tracer, shared); err != nil {
+		f.log.Info("devices that refuse redirected frames will not be noticed", "why", err)
+	}
 	return f.replacePrograms()
 }
 
-// prepare sizes the tables, says how long a tick is, and leaves out the dataplane's maps that the fast
-// path has no use for.
+// prepare sizes the tables, says how long a tick is, and leaves out the
+// dataplane's maps that the fast path has no use for.
 func (f *Fastpath) prepare(spec *ebpf.CollectionSpec) error {
 	used := usedMaps(spec)
 	for name := range spec.Maps {
@@ -213,16 +215,19 @@ func (f *Fastpath) begin() error {
 		state.All = 1
 	}
 	state.PaceNs = uint64(slowPace)
+	netns, err := netnsOfThread()
+	if err != nil {
+		return err
+	}
+	state.Netns = netns
 	state.Mask4 = fitMask(state.Mask4, int(f.maps.Fast4.MaxEntries()))
 	state.Mask6 = fitMask(state.Mask6, int(f.maps.Fast6.MaxEntries()))
 	if err := f.maps.State.Put(uint32(0), state); err != nil {
 		return fmt.Errorf("write the state of the fast path: %w", err)
 	}
-	numbers, err := f.readNumbers()
-	if err != nil {
+	if f.numbers, err = f.readNumbers(); err != nil {
 		return err
 	}
-	f.numbers = numbers
 	if err := f.clearDevices(); err != nil {
 		return err
 	}
@@ -230,6 +235,15 @@ func (f *Fastpath) begin() error {
 		return err
 	}
 	return f.takeLease()
+}
+
+// netnsOfThread is the inode number of the calling thread's network namespace.
+func netnsOfThread() (uint32, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
+		return 0, fmt.Errorf("look at this network namespace: %w", err)
+	}
+	return uint32(stat.Ino), nil
 }
 
 // takeLease has the heartbeat count for as long as it counts for roles.
