@@ -15,7 +15,7 @@ const (
 	fitPace    = 100 * time.Millisecond
 	fitLeast   = 1024 // buckets
 	fitSample  = 256  // buckets that are looked at
-	fitCrowded = 0.75 // valid entries of a bucket, of four, that let it have twice as many
+	fitCrowded = 1.5  // valid entries of a bucket, of four, that let there be twice as many: one of 60 finds no room
 )
 
 // fitMask is how many buckets, less one, are in use from a start on, which had as many

@@ -19,9 +19,9 @@ func TestFastpathFit(t *testing.T) {
 		want    int
 	}{
 		{0, fitLeast, fitLeast},
-		{1, fitLeast, 2 * fitLeast},
-		{2, fitLeast, 4 * fitLeast},
-		{4, fitLeast, 8 * fitLeast},
+		{1, fitLeast, fitLeast},
+		{2, fitLeast, 2 * fitLeast},
+		{4, fitLeast, 4 * fitLeast},
 		{4, buckets / 4, buckets},
 		{4, buckets, buckets},
 		{0, buckets, buckets},
