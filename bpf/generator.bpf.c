@@ -13,6 +13,7 @@
 #include <linux/pkt_cls.h>
 #include <linux/udp.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -269,8 +270,10 @@ static __always_inline bool is_due(void)
 	return true;
 }
 
-/* Between the addresses and the IP header; returns where that is. */
-static __always_inline void *write_tags(struct ethhdr *eth, __u32 tags, const __be32 tag[MAX_TAGS],
+/* Between the addresses and the IP header; returns where that is, NULL if the frame
+ * ends before. There must be room for all tags.
+ */
+static __always_inline void *write_tags(struct ethhdr *eth, void *end, __u32 tags, const __be32 tag[MAX_TAGS],
 					__be16 proto)
 {
 	__be32 *at = (void *)&eth->h_proto;
@@ -280,6 +283,8 @@ static __always_inline void *write_tags(struct ethhdr *eth, __u32 tags, const __
 		if (i < tags)
 			at[i] = tag[i];
 	last = (void *)(at + (tags < MAX_TAGS ? tags : MAX_TAGS));
+	if ((void *)(last + 1) > end)
+		return NULL;
 	*last = proto;
 	return last + 1;
 }
@@ -302,7 +307,9 @@ int generate(struct xdp_md *ctx)
 	next_flow(&flow);
 	__builtin_memcpy(eth->h_dest, stream.to_mac, sizeof(eth->h_dest));
 	__builtin_memcpy(eth->h_source, stream.from_mac, sizeof(eth->h_source));
-	l3 = write_tags(eth, stream.tags, stream.tag, bpf_htons(stream.ipv6 ? ETH_P_IPV6 : ETH_P_IP));
+	l3 = write_tags(eth, end, stream.tags, stream.tag, bpf_htons(stream.ipv6 ? ETH_P_IPV6 : ETH_P_IP));
+	if (!l3)
+		return XDP_ABORTED;
 	if ((stream.ipv6 ? write_ipv6(l3, end, &flow) : write_ipv4(l3, end, &flow)) != XDP_TX)
 		return XDP_ABORTED;
 	progress.packets++;
@@ -540,7 +547,8 @@ int forward_by_fib(struct xdp_md *ctx)
 		eth = data;
 		if ((void *)(eth + 1) + MAX_TAGS * sizeof(__be32) > end)
 			return XDP_DROP;
-		write_tags(eth, tags, vlan.tag, proto);
+		if (!write_tags(eth, end, tags, vlan.tag, proto))
+			return XDP_DROP;
 	}
 	__builtin_memcpy(eth->h_dest, fib.dmac, sizeof(eth->h_dest));
 	__builtin_memcpy(eth->h_source, fib.smac, sizeof(eth->h_source));

@@ -24,7 +24,7 @@ import (
 // Options says what is measured: every case in every setting. What is zero takes
 // its default.
 type Options struct {
-	Cases       []policy.BenchCase    // all
+	Cases       []policy.BenchCase    // all that the kernel can do
 	Settings    []policy.BenchSetting // policy.BenchPlan's
 	Rounds      int                   // 5; every case is measured once in each, in another order each time
 	Time        time.Duration         // of one measurement: 400 ms of the core's time
@@ -110,8 +110,9 @@ func Run(ctx context.Context, opts Options) (policy.BenchReport, error) {
 	if err := opts.Check(); err != nil {
 		return policy.BenchReport{}, err
 	}
+	all := len(opts.Cases) == 0
 	opts = opts.withDefaults()
-	r := run{Options: opts, ctx: ctx, journey: journey{tell: opts.Progress}}
+	r := run{Options: opts, ctx: ctx, journey: journey{tell: opts.Progress}, all: all, lacking: map[policy.BenchCase]bool{}}
 	err := onOwnCore(func(c core) error {
 		r.core = c
 		return r.measure()

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"vippin/loader"
 	"vippin/policy"
 )
 
@@ -47,6 +50,8 @@ type run struct {
 	ctx     context.Context
 	samples []policy.BenchSample
 	notes   []string
+	all     bool // cases that the kernel cannot do are left out
+	lacking map[policy.BenchCase]bool
 	journey journey
 }
 
@@ -138,7 +143,15 @@ func (r *run) measureCases(round int, g group, cases []policy.BenchCase) (err er
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
+		if r.lacking[name] {
+			continue
+		}
 		b, err := newBed(r.ctx, r.core, name, layout{family: g.family, vlan: g.vlan, flows: g.perRouter(), noChecksum: r.NoChecksum})
+		if r.all && unsupported(err) {
+			r.lacking[name] = true
+			r.note(fmt.Sprintf("Left out: %s, which this kernel cannot do: %v.", name, err))
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("build a router for %s over %s: %w", name, g.family, err)
 		}
@@ -156,6 +169,10 @@ func (r *run) measureCases(round int, g group, cases []policy.BenchCase) (err er
 		all = append(all, runs...)
 	}
 	return r.finish(round, all)
+}
+
+func unsupported(err error) bool {
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.As(err, new(*loader.UnsupportedError))
 }
 
 // measureSetting lets the routers take turns, each for about so long in all.
