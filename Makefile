@@ -20,7 +20,7 @@ demo: build
 
 test: build
 	@test/setup.sh build run test failover
-	VIPPIN_BIN=$(CURDIR)/bin/vippin $(if $(FULL),VIPPIN_FULL=1) $(GO) test -race -parallel 4 -timeout 15m $(TESTFLAGS) ./test ./...
+	VIPPIN_BIN=$(CURDIR)/bin/vippin $(if $(FULL),VIPPIN_FULL=1) $(GO) test -race -parallel 4 -timeout 20m $(TESTFLAGS) ./test ./...
 
 # Older kernels and real VLANs, under emulation.
 test-vm: build
