@@ -20,12 +20,12 @@ const exitInterrupted = 130 // as a shell has it: 128 + SIGINT
 const benchLong = `Measure what a packet costs on this machine: through the plain kernel, with
 vippin, and past the kernel's stack. Generator, router and sink are network
 namespaces of its own on one processor; nothing of this machine's network is
-touched, and nothing is sent. It needs root. Without flags it takes a few minutes.
+touched, nothing is sent. It needs root. Without flags it takes some minutes.
 
 Cases:
-  drop         dropped at the router's door: the share of generator and sink, "own ns"
-  redirect     bare XDP redirect, the packet as it is: what no router can beat
-  xdp-fib      XDP with bpf_fib_lookup: routing, TTL and MACs, without conntrack
+  drop         dropped at the router's door: the share of generator and sink
+  redirect     bare XDP redirect, the packet as it is: no router can beat it
+  xdp-fib      XDP with bpf_fib_lookup: routing, TTL and MACs, no conntrack
   forward      the kernel's forwarding without conntrack
   conntrack    the same with conntrack
   masquerade   nft masquerade
@@ -37,10 +37,10 @@ Cases:
 
 Mpps and new flows are by a second of one core's time, generator and sink
 included. Every case is measured once in each round, in turns; shown are the
-medians, the quartile distance (spread), and the median of the ratios within each
-round. The plain ones are set up for speed: drivers' receive offload (GRO) on, a
-single rule, no events, no accounting, no source check, no early demultiplexing,
-no verifying of checksums, redirects by an array of devices.
+medians, the quartile distance (spread), and the median of the ratios within
+each round. The plain ones are set up for speed: drivers' receive offload (GRO)
+on, a single rule, no events, no accounting, no source check, no early
+demultiplexing, no verifying of checksums, redirects by an array of devices.
 
 Latency is that of packets that come at random at --load times the rate that a
 case takes, from the moment they come until the sink has them, the wait for
@@ -48,8 +48,8 @@ others included. 99th percentiles want a machine that does nothing else.
 
 With very many flows conntrack's limit, which is one for the whole machine, may
 have to be lifted: --raise-limits does so while it measures. The fast path asks
-the kernel for each flow again every 30 s, so that with 250,000 flows and more it
-is measured for at least as long.`
+the kernel for each flow again every 30 s, so that with 250,000 flows and more
+it is measured for at least as long.`
 
 // benchFlags is the command line.
 type benchFlags struct {
