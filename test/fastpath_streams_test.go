@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"vippin/policy"
 	"vippin/test/lab"
 	"vippin/test/traffic"
 )
@@ -93,18 +94,23 @@ func (s *scene) segments(host *lab.Node) (t turn) {
 	return t
 }
 
-// Streams at full speed are the same at both ends, and no segment more is sent
-// again than by the plain kernel, while the fast path is taken from under them: by
-// changes of routes and rules ten times a second, by toggles, and by the end of
-// the daemon, killed or not. Both kernels take turns, in the same lab.
+// Streams at full speed are the same at both ends, and segments are not sent again
+// oftener than with the plain kernel, while the fast path is taken from under them:
+// by changes of routes and rules ten times a second, by toggles, and by the end of
+// the daemon, killed or not. Both kernels take turns, in the same lab; the changes
+// are made to the plain one as well.
 func TestFastStreams(t *testing.T) {
 	opts := lab.Options{Hosts: 1, SingleRouter: true, Fastpath: true}
 	s := setScene(t, "faststreams", opts)
 	s.watchLeaks(s.RA)
 	var plain, fast turn
 	for range 2 {
-		plain.add(s.streams(s.Hosts[0], own, nil))
+		plain.add(s.streams(s.Hosts[0], own, func(ctx context.Context) {
+			defer s.bumps(ctx)()
+			<-ctx.Done()
+		}))
 		daemon := s.start(s.RA, onWAN)
+		s.awaitRole(s.RA, policy.RoleMaster)
 		s.awaitFast(s.RA)
 		var calm, troubled turn
 		s.mostlyFast(s.RA, 100_000, func() { calm = s.streams(s.Hosts[0], vip, nil) })
@@ -119,14 +125,16 @@ func TestFastStreams(t *testing.T) {
 		s.vippin(s.RA, "unload")
 	}
 	t.Logf("plain kernel: %s; fast path: %s", plain, fast)
-	if most := 2*plain.share() + 1e-4; fast.share() > most {
+	// Most of them are lost in queues that run over, the more the faster it goes:
+	// turns of one and the same kernel differ by a factor of two.
+	if most := 3*plain.share() + 5e-4; fast.share() > most {
 		t.Errorf("%.3g of the segments were sent again on the fast path, %.3g without: want at most %.3g", fast.share(), plain.share(), most)
 	}
 }
 
-// trouble disturbs the fast path until ctx ends.
-func (s *scene) trouble(ctx context.Context, daemon *lab.Proc, tally *tally) {
-	bumps := often(100*time.Millisecond, func(i int) {
+// bumps changes a route or a rule that is nobody's concern ten times a second.
+func (s *scene) bumps(ctx context.Context) (stop func()) {
+	return often(100*time.Millisecond, func(i int) {
 		script := fmt.Sprintf("ip route replace blackhole 198.18.7.%d; ip route replace blackhole 2001:db8:7::%d", i%200, i)
 		if i%2 == 1 {
 			script = `nft 'add table inet unrelated; add chain inet unrelated nothing; add rule inet unrelated nothing tcp dport 9 counter'`
@@ -135,7 +143,11 @@ func (s *scene) trouble(ctx context.Context, daemon *lab.Proc, tally *tally) {
 			s.t.Error(err)
 		}
 	})
-	defer bumps()
+}
+
+// trouble disturbs the fast path until ctx ends.
+func (s *scene) trouble(ctx context.Context, daemon *lab.Proc, tally *tally) {
+	defer s.bumps(ctx)()
 	for i := 0; ctx.Err() == nil; i++ {
 		var err error
 		switch i % 4 {
