@@ -156,7 +156,7 @@ func (b *bed) forwarded() (sum uint64, err error) {
 // settle plays until hardly a packet takes the stack: the fast path's tables grow
 // with the flows, which are learnt anew then.
 func (b *bed) settle(flows int) error {
-	const enough, passes, pause = 0.999, 20, 50 * time.Millisecond
+	const enough, passes, pause = 0.997, 60, 50 * time.Millisecond
 	for range passes {
 		if b.fast == nil {
 			break
