@@ -3,6 +3,7 @@
 package test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -68,6 +69,8 @@ func TestFastFlowsLiveAndEnd(t *testing.T) {
 	for _, f := range s.flows(s.RA) {
 		shown[f.Client] = f
 	}
+	ctx, cancel := context.WithTimeout(s.ctx, timeout+patience)
+	defer cancel()
 	for i, f := range flows {
 		report, packets := reports[i], uint64(0)
 		if p := shown[f.local.String()].Packets; p != nil {
@@ -79,7 +82,7 @@ func TestFastFlowsLiveAndEnd(t *testing.T) {
 		if len(report.Sources) != 1 {
 			t.Errorf("%s: sources %v", f.local, report.Sources)
 		}
-		s.must(s.await("the end of the entry", func() (bool, error) {
+		s.must(lab.Await(ctx, "the end of the entry", func() (bool, error) {
 			_, err := s.entry(17, f.local, f.remote)
 			if errors.Is(err, unix.ENOENT) {
 				return true, nil
