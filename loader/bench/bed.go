@@ -29,6 +29,7 @@ type layout struct {
 	family     string
 	vlan       policy.VLAN // of the outside
 	flows      int         // at most, new ones included
+	part       int         // how many are learnt at a time, remote hosts as a whole, and then forgotten by conntrack; 0: all
 	noChecksum bool
 }
 

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"vippin/bpf"
 	"vippin/loader"
 	"vippin/policy"
@@ -166,6 +168,45 @@ func TestPlayCounts(t *testing.T) {
 			}
 			return err
 		})
+	}
+}
+
+// TestParts: flows that were learnt a part at a time are all forwarded by the fast path
+// when conntrack knows none of them any more.
+func TestParts(t *testing.T) {
+	needRoot(t)
+	const flows = 3 * ports / 2
+	err := onOwnCore(func(c core) error {
+		b, err := newBed(context.Background(), c, policy.BenchFast, layout{family: ipv4, flows: 2 * flows, part: ports})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = b.close() }()
+		if err := b.establish(flows); err != nil {
+			return err
+		}
+		before, err := b.forwarded()
+		if err != nil {
+			return err
+		}
+		r, err := b.playAll(b.stream(flows, false), sizeMin, flows)
+		if err != nil {
+			return err
+		}
+		after, err := b.forwarded()
+		if fast := after - before; err != nil || float64(fast) < 0.97*float64(r.arrived) {
+			t.Errorf("%d of %d packets took the fast path: %v", fast, r.arrived, err)
+		}
+		return in(b.router, func() error {
+			left, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+			if slow := r.arrived - (after - before); err != nil || uint64(len(left)) > slow {
+				t.Errorf("conntrack knows %d flows, of %d that took the stack: %v", len(left), slow, err)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

@@ -49,6 +49,12 @@ func tracked(cases []policy.BenchCase) (n int) {
 	return n
 }
 
+// tooMany says why a case is not measured with so many flows.
+func (r *room) tooMany(name policy.BenchCase, flows int) string {
+	return fmt.Sprintf("%s with %d flows: conntrack's limit is %d (net.netfilter.nf_conntrack_max, one for the whole machine): "+
+		"--raise-limits lifts it until the end", name, flows, r.limit)
+}
+
 // makeRoom reads the limits, and with raise makes them fit so many flows of one
 // router until restore is called. Without, they must do.
 func makeRoom(flows int, raise bool) (*room, error) {
@@ -63,12 +69,8 @@ func makeRoom(flows int, raise bool) (*room, error) {
 	if r.buckets, err = readNumber(tableFile); err != nil {
 		return nil, err
 	}
-	if r.fits(flows) && (!raise || !r.crowded(flows)) {
+	if !raise || (r.fits(flows) && !r.crowded(flows)) {
 		return r, nil
-	}
-	if !raise {
-		return nil, fmt.Errorf("measure %d flows: conntrack's limit is %d (net.netfilter.nf_conntrack_max, one for the whole machine): "+
-			"--raise-limits lifts it until the end, or leave them out", flows, r.limit)
 	}
 	if err := r.raise(&r.buckets, tableFile, powerOfTwo(2*flows)); err != nil {
 		return nil, errors.Join(err, r.restore())

@@ -74,7 +74,7 @@ func (m *measurement) warm() (result, error) {
 // the rate how often the fast path asks the stack for each.
 func (m *measurement) steady() (time.Duration, error) {
 	const many = 250_000
-	if m.bed.fast == nil || m.setting.Flows < many {
+	if m.bed.fast == nil || m.bed.part > 0 || m.setting.Flows < many {
 		return 0, nil
 	}
 	state, err := m.bed.fast.path.State()

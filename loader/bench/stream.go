@@ -279,16 +279,17 @@ func awaitSeen(sink *ebpf.Map, before seen, packets uint64) (now seen, err error
 // establish makes the flows: conntrack and vippin know them afterwards, with
 // traffic both ways; the fast path learns from packets of established ones.
 func (b *bed) establish(flows int) error {
-	for _, back := range []bool{false, true, false, true} {
-		if _, err := b.playAll(b.stream(flows, back), sizeMin, flows); err != nil {
-			return fmt.Errorf("make %d flows: %w", flows, err)
+	each := flows
+	if b.part > 0 {
+		each = b.part
+	}
+	for first := 0; first < flows; first += each {
+		if err := b.establishPart(first, min(each, flows-first)); err != nil {
+			return err
 		}
 	}
 	if b.pin == nil {
 		return nil
-	}
-	if err := b.settle(flows); err != nil {
-		return err
 	}
 	c, err := b.pin.counters()
 	if err != nil {
@@ -298,4 +299,27 @@ func (b *bed) establish(flows int) error {
 		return fmt.Errorf("make %d flows: %d were pinned, %d of them at another port", flows, c.Created, c.Clash)
 	}
 	return nil
+}
+
+// partFlows is how many flows are learnt at once where conntrack has no room for all:
+// whole remote hosts.
+const partFlows = 3 * ports
+
+// some are a part of the flows, from the first on, which is a remote host's first.
+func (b *bed) some(first, flows int, back bool) bpf.GeneratorBenchStream {
+	s := b.stream(flows, back)
+	s.Remotes.Word[3] = bigEndian(bigEndian(s.Remotes.Word[3]) + uint32(first/ports))
+	return s
+}
+
+func (b *bed) establishPart(first, flows int) error {
+	for _, back := range []bool{false, true, false, true} {
+		if _, err := b.playAll(b.some(first, flows, back), sizeMin, flows); err != nil {
+			return fmt.Errorf("make %d flows: %w", flows, err)
+		}
+	}
+	if err := b.settle(first, flows); err != nil || b.part == 0 {
+		return err
+	}
+	return in(b.router, b.flush)
 }
