@@ -29,6 +29,11 @@ type fastLab struct {
 
 func newFastLab(t *testing.T, buffer int) *fastLab {
 	t.Helper()
+	return newFastLabWith(t, func(follow *fastFollow) { follow.buffer = buffer })
+}
+
+func newFastLabWith(t *testing.T, change func(*fastFollow)) *fastLab {
+	t.Helper()
 	ns := enterNamespace(t)
 	sysctl(t, "ipv6/conf/default/accept_dad", "0") // it would go on for a while
 	cable(t, "wan0", "wan1")
@@ -37,7 +42,7 @@ func newFastLab(t *testing.T, buffer int) *fastLab {
 	addAddr(t, wan, "2001:db8::3/64")
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	f := &fastLab{Fastpath: mustFastpath(t, d, FastpathOptions{}), t: t, wan: wan}
-	f.follow.buffer = buffer
+	change(f.follow)
 	if err := f.SetOpen(true); err != nil {
 		t.Fatal(err)
 	}
@@ -232,9 +237,8 @@ func TestFastNoChanges(t *testing.T) {
 // when it is gone, and when it does not answer; others live. Flows are not judged
 // anew for it.
 func TestFastNeighbours(t *testing.T) {
-	f := newFastLab(t, fastBuffer)
 	// A second look comes late enough for what is learnt in between.
-	f.follow.hops.again = 500 * time.Millisecond
+	f := newFastLabWith(t, func(follow *fastFollow) { follow.hops.again = 500 * time.Millisecond })
 	first, second, other := mac{2, 0, 0, 0, 0, 1}, mac{2, 0, 0, 0, 0, 2}, mac{2, 0, 0, 0, 0, 3}
 	for _, ip := range []string{"198.51.100.9", "2001:db8::9"} {
 		f.setNeighbour(ip, first, unix.NUD_REACHABLE)

@@ -76,8 +76,9 @@ func TestFastFlowsLiveAndEnd(t *testing.T) {
 		if p := shown[f.local.String()].Packets; p != nil {
 			packets = *p
 		}
-		if sent := report.Sent + report.Answered; packets < sent*9/10 || packets > sent {
-			t.Errorf("%s: %d packets are shown, there were %d", f.local, packets, sent)
+		least, most := (report.Sent+report.Answered)*9/10, 2*report.Sent // the last answers may be on their way
+		if packets < least || packets > most {
+			t.Errorf("%s: %d packets are shown, there were %d to %d", f.local, packets, least, most)
 		}
 		if len(report.Sources) != 1 {
 			t.Errorf("%s: sources %v", f.local, report.Sources)

@@ -30,8 +30,14 @@ func TestRoom(t *testing.T) {
 	if err != nil || len(r.undo) > 0 || !r.fits(1) || r.fits(r.limit+1) || r.crowded(r.buckets/2) || !r.crowded(r.buckets/2+1) {
 		t.Errorf("room %+v, %v", r, err)
 	}
-	if _, err := makeRoom(1<<30, false); err == nil || !strings.Contains(err.Error(), "--raise-limits") {
-		t.Errorf("room for 2^30 flows: %v", err)
+	const many = 1 << 30
+	if r, err := makeRoom(many, false); err != nil || len(r.undo) > 0 || r.fits(many) {
+		t.Errorf("room %+v for 2^30 flows: %v", r, err)
+	}
+	opts := Options{Cases: []policy.BenchCase{policy.BenchRedirect, policy.BenchSNAT}, Rounds: 1, Time: time.Millisecond}
+	opts.Settings = policy.BenchPlan(policy.BenchLists{Flows: []int{r.limit + 1}}, false)
+	if _, err := Run(t.Context(), opts); err == nil || !strings.Contains(err.Error(), "--raise-limits") {
+		t.Errorf("more flows than conntrack has room for: %v", err)
 	}
 	if got := tracked(policy.BenchCases()); got != 7 {
 		t.Errorf("%d cases track flows, want 7", got)
