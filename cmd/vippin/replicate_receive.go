@@ -202,12 +202,13 @@ func (l *peerLink) BulkBegin(groups []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	round := r.told.Begin()
-	taken := l.session.Stats().Sent.Bulk.Done
+	told := l.session.Stats().Sent.Bulk
 	for _, group := range groups {
 		r.unready.take(group)
 		l.rounds[group] = round
-		l.early[group] = r.unheard[group] || l.offered[group]
-		if l.offered[group] && taken { // the peer may have read its table before it took the offer: once
+		// The peer may have read its table before it took what it is being told.
+		l.early[group] = r.unheard[group] || l.offered[group] || told.Running
+		if l.offered[group] && told.Done { // once
 			delete(l.offered, group)
 		}
 	}

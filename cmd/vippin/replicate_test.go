@@ -49,6 +49,7 @@ type fakeTable struct {
 	gates     chan *fakeGate // those that were opened
 	noGate    error
 	stall     chan struct{} // installing waits for it, if there is one
+	linger    time.Duration // how long a dump takes once it has read the table
 	events    chan loader.FlowEvent
 }
 
@@ -85,8 +86,9 @@ func (f *fakeTable) Follow(ctx context.Context, handle func(*loader.FlowEvent) e
 
 func (f *fakeTable) Dump(ctx context.Context, yield func(*policy.Flow) error) error {
 	f.mu.Lock()
-	flows := slices.Collect(maps.Values(f.flows))
+	flows, linger := slices.Collect(maps.Values(f.flows)), f.linger
 	f.mu.Unlock()
+	time.Sleep(linger)
 	for i := range flows {
 		if err := yield(&flows[i]); err != nil {
 			return err
@@ -574,6 +576,30 @@ func TestReplicateOffersAfterASplitBrain(t *testing.T) {
 		c.settle()
 		c.a.wants(1, 3, 4)
 		c.b.wants(1, 3, 4)
+	})
+}
+
+// The loser of a split brain told its flows as a MASTER, and lost that role before the
+// winner had taken them: the winner's table, read before, does not have them yet.
+func TestReplicateSplitBrainOfSlowRouters(t *testing.T) {
+	inCouple(t, func(t *testing.T, c *couple) {
+		c.a.begin(1)
+		c.settle()
+		c.cut()
+		c.b.flows.SetRole(core, policy.RoleMaster)
+		c.b.begin(2, 3)
+		stall := make(chan struct{})
+		c.a.kernel.stall, c.a.kernel.linger = stall, 2500*time.Millisecond
+		c.join()
+		c.b.flows.SetRole(core, policy.RoleBackup)
+		time.Sleep(200 * time.Millisecond)
+		close(stall) // before a's bulk ends, which was read without them
+		time.Sleep(10 * time.Second)
+		c.a.wants(1, 2, 3)
+		c.b.wants(1, 2, 3)
+		if c.b.kernel.removed != 0 {
+			t.Errorf("b removed %d flows that were on their way to a", c.b.kernel.removed)
+		}
 	})
 }
 
