@@ -256,6 +256,7 @@ func (l *peerLink) BulkEnd(groups []string, count uint64) {
 	r.ready.Whole(l.peer, whole)
 	if len(removals) > 0 {
 		r.log.Info("removed flows that the MASTER does not have", "peer", l.peer, "flows", len(removals))
+		r.askAgain(l) // it may have got them since it read its table
 	}
 }
 

@@ -50,6 +50,7 @@ type fakeTable struct {
 	noGate    error
 	stall     chan struct{} // installing waits for it, if there is one
 	linger    time.Duration // how long a dump takes once it has read the table
+	blind     int           // so many dumps find nothing
 	events    chan loader.FlowEvent
 }
 
@@ -87,6 +88,10 @@ func (f *fakeTable) Follow(ctx context.Context, handle func(*loader.FlowEvent) e
 func (f *fakeTable) Dump(ctx context.Context, yield func(*policy.Flow) error) error {
 	f.mu.Lock()
 	flows, linger := slices.Collect(maps.Values(f.flows)), f.linger
+	if f.blind > 0 {
+		f.blind--
+		flows = nil
+	}
 	f.mu.Unlock()
 	time.Sleep(linger)
 	for i := range flows {
@@ -599,6 +604,22 @@ func TestReplicateSplitBrainOfSlowRouters(t *testing.T) {
 		c.b.wants(1, 2, 3)
 		if c.b.kernel.removed != 0 {
 			t.Errorf("b removed %d flows that were on their way to a", c.b.kernel.removed)
+		}
+	})
+}
+
+// What was removed by a MASTER's word is asked about once more.
+func TestReplicateRemovedInError(t *testing.T) {
+	inCouple(t, func(t *testing.T, c *couple) {
+		c.a.begin(1, 2)
+		c.settle()
+		c.cut()
+		c.a.kernel.blind = 1
+		c.join()
+		time.Sleep(2 * missingEvery)
+		c.b.wants(1, 2)
+		if c.b.kernel.removed != 2 {
+			t.Errorf("b removed %d flows, want both at first", c.b.kernel.removed)
 		}
 	})
 }
