@@ -192,14 +192,24 @@ type toggleRequest struct {
 	VLANs string `json:"vlans"`
 }
 
-func (s *server) toggle(w http.ResponseWriter, r *http.Request) {
+// mayToggle reads what is to be done, and answers where it is nothing that is known,
+// or not for whoever asks.
+func (s *server) mayToggle(w http.ResponseWriter, r *http.Request) (action toggleAction, ok bool) {
 	action, err := parseToggleAction(r.PathValue("action"))
 	if err != nil {
 		s.answer(w, http.StatusNotFound, failure{Error: err.Error()})
-		return
+		return action, false
 	}
 	if err := s.access.mayChange(r.Context()); err != nil {
 		s.fail(w, err)
+		return action, false
+	}
+	return action, true
+}
+
+func (s *server) toggle(w http.ResponseWriter, r *http.Request) {
+	action, ok := s.mayToggle(w, r)
+	if !ok {
 		return
 	}
 	var request toggleRequest
@@ -221,13 +231,8 @@ func (s *server) toggle(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) switchFastpath(w http.ResponseWriter, r *http.Request) {
-	action, err := parseToggleAction(r.PathValue("action"))
-	if err != nil {
-		s.answer(w, http.StatusNotFound, failure{Error: err.Error()})
-		return
-	}
-	if err := s.access.mayChange(r.Context()); err != nil {
-		s.fail(w, err)
+	action, ok := s.mayToggle(w, r)
+	if !ok {
 		return
 	}
 	state, err := s.control.SwitchFastpath(r.Context(), action)
