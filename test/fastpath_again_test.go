@@ -3,7 +3,6 @@
 package test
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"strings"
@@ -33,22 +32,29 @@ func TestWithFastpath(t *testing.T) {
 	if os.Getenv("VIPPIN_LAB_FASTPATH") == "1" {
 		t.Skip("the fast path is on already")
 	}
+	runAgain(t, "the fast path on", onFastpath, "VIPPIN_LAB_FASTPATH=1", "-test.timeout=8m", "-test.parallel=4")
+}
+
+// runAgain runs tests of this program once more, with a variable in their
+// environment that the lab reads, and returns what they wrote. Each must pass.
+func runAgain(t *testing.T, with string, tests []string, variable string, flags ...string) (output string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := exec.CommandContext(t.Context(), self, "-test.v", "-test.short", "-test.timeout=8m", "-test.parallel=4",
-		"-test.run=^("+strings.Join(onFastpath, "|")+")$")
-	again.Env = append(os.Environ(), "VIPPIN_LAB_FASTPATH=1")
-	var output bytes.Buffer
-	again.Stdout, again.Stderr = &output, &output
-	err = again.Run()
-	for _, name := range onFastpath {
-		if !strings.Contains(output.String(), "\n--- PASS: "+name+" ") {
+	flags = append(flags, "-test.v", "-test.short", "-test.run=^("+strings.Join(tests, "|")+")$")
+	again := exec.CommandContext(t.Context(), self, flags...)
+	again.Env = append(os.Environ(), variable)
+	written, err := again.CombinedOutput()
+	output = string(written)
+	for _, name := range tests {
+		if !strings.Contains(output, "\n--- PASS: "+name+" ") {
 			t.Errorf("%s: not passed", name)
 		}
 	}
 	if err != nil || t.Failed() {
-		t.Fatalf("%v; the tests with the fast path on wrote:\n%s", err, &output)
+		t.Fatalf("%v; the tests with %s wrote:\n%s", err, with, output)
 	}
+	return output
 }

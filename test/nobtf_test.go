@@ -3,11 +3,9 @@
 package test
 
 import (
-	"bytes"
 	"context"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -32,25 +30,8 @@ func TestWithoutBTF(t *testing.T) {
 	if os.Getenv("VIPPIN_LAB_NO_BTF") == "1" {
 		t.Skip("BTF is hidden already")
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	again := exec.CommandContext(t.Context(), self, "-test.v", "-test.short", "-test.timeout=5m",
-		"-test.run=^("+strings.Join(onNoBTF, "|")+")$")
-	again.Env = append(os.Environ(), "VIPPIN_LAB_NO_BTF=1")
-	var output bytes.Buffer
-	again.Stdout, again.Stderr = &output, &output
-	err = again.Run()
-	for _, name := range onNoBTF {
-		if !strings.Contains(output.String(), "\n--- PASS: "+name+" ") {
-			t.Errorf("%s: not passed", name)
-		}
-	}
-	if err != nil || t.Failed() {
-		t.Fatalf("%v; the tests without BTF wrote:\n%s", err, &output)
-	}
-	for line := range strings.Lines(output.String()) {
+	output := runAgain(t, "BTF hidden", onNoBTF, "VIPPIN_LAB_NO_BTF=1", "-test.timeout=5m")
+	for line := range strings.Lines(output) {
 		if strings.Contains(line, "--- SKIP") || strings.Contains(line, "without BTF") {
 			t.Log(strings.TrimSpace(line))
 		}
