@@ -30,6 +30,7 @@ type layout struct {
 	vlan       policy.VLAN // of the outside
 	flows      int         // at most, new ones included
 	part       int         // how many are learnt at a time, remote hosts as a whole, and then forgotten by conntrack; 0: all
+	fresh      int         // new ones that are made at a time, to tell how many it takes; 0: none
 	noChecksum bool
 }
 

@@ -23,7 +23,8 @@ const (
 	tableFile = "net/netfilter/nf_conntrack_buckets"
 )
 
-// freshFlows are made on each router to tell how many new ones it takes.
+// freshFlows are made on each router to tell how many new ones it takes; fewer, where
+// conntrack has less room.
 const freshFlows = 20_000
 
 // room is what conntrack has for flows.

@@ -145,7 +145,7 @@ func (m *measurement) latency(load float64, about time.Duration) (p50, p99 float
 
 // fresh measures new flows, by a second of the core's time.
 func (m *measurement) fresh() (float64, error) {
-	if m.stream.Back != 0 {
+	if m.stream.Back != 0 || m.bed.fresh == 0 {
 		return 0, nil
 	}
 	r, err := m.bed.playNew(m.setting.Size)
@@ -160,7 +160,7 @@ func (m *measurement) fresh() (float64, error) {
 
 func (b *bed) playNew(size int) (result, error) {
 	b.strangers++
-	s := b.stream(freshFlows, false)
+	s := b.stream(b.fresh, false)
 	s.RemotePort += uint16(b.strangers)
-	return b.play(s, size, freshFlows)
+	return b.play(s, size, b.fresh)
 }

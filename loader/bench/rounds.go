@@ -25,19 +25,32 @@ type group struct {
 	vlan     policy.VLAN
 	flows    int
 	part     int // of the layout
+	fresh    int // new flows that are made at a time
 	settings []policy.BenchSetting
 }
 
 // perRouter is how many flows a router of the group has in the end, with one
 // attempt to make new ones that is repeated.
-func (g group) perRouter() int { return g.flows + (len(g.settings)+1)*freshFlows }
+func (g group) perRouter() int { return g.flows + g.times()*g.fresh }
+
+// within is the group with as many new flows as conntrack has room for.
+func (g group) within(limit int) group {
+	if g.flows <= limit { // more are learnt a part at a time, and forgotten
+		limit -= g.flows
+	}
+	g.fresh = min(g.fresh, limit/g.times())
+	return g
+}
+
+// times is how often new flows are made on a router.
+func (g group) times() int { return len(g.settings) + 1 }
 
 func groups(settings []policy.BenchSetting) (list []group) {
 	for _, s := range settings {
 		i := slices.IndexFunc(list, func(g group) bool { return g.family == s.Family && g.vlan == s.VLAN && g.flows == s.Flows })
 		if i < 0 {
 			i = len(list)
-			list = append(list, group{family: s.Family, vlan: s.VLAN, flows: s.Flows})
+			list = append(list, group{family: s.Family, vlan: s.VLAN, flows: s.Flows, fresh: freshFlows})
 		}
 		list[i].settings = append(list[i].settings, s)
 	}
@@ -101,7 +114,8 @@ func (r *run) measureGroup(round int, g group) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, room.restore()) }()
-	if !room.fits(g.perRouter()) {
+	g = g.within(room.limit)
+	if !room.fits(g.flows) {
 		return r.measureInParts(round, g, room)
 	}
 	if room.crowded(g.flows) {
@@ -180,7 +194,7 @@ func (r *run) measureCases(round int, g group, cases []policy.BenchCase) (err er
 		if r.lacking[name] {
 			continue
 		}
-		b, err := newBed(r.ctx, r.core, name, layout{family: g.family, vlan: g.vlan, flows: g.perRouter(), part: g.part, noChecksum: r.NoChecksum})
+		b, err := newBed(r.ctx, r.core, name, layout{family: g.family, vlan: g.vlan, flows: g.perRouter(), part: g.part, fresh: g.fresh, noChecksum: r.NoChecksum})
 		if r.all && unsupported(err) {
 			r.lacking[name] = true
 			r.note(fmt.Sprintf("Left out: %s, which this kernel cannot do: %v.", name, err))

@@ -23,6 +23,17 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+// TestNewFlowsFit: a small machine's conntrack has room for fewer new flows, and for
+// one that is full there are none.
+func TestNewFlowsFit(t *testing.T) {
+	for limit, want := range map[int]int{1 << 20: freshFlows, 8192: 2727, 11: 0, 10: 0, 9: 3} {
+		g := groups(policy.BenchPlan(policy.BenchLists{Flows: []int{10}, Sizes: []int{64, 512}}, false))[0].within(limit)
+		if g.fresh != want || g.flows <= limit && g.perRouter() > limit {
+			t.Errorf("limit %d: %d new flows at a time, want %d; %d in the end", limit, g.fresh, want, g.perRouter())
+		}
+	}
+}
+
 // TestRoom reads the machine's limits, and changes nothing.
 func TestRoom(t *testing.T) {
 	needRoot(t)
