@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vippin/loader/ethtool"
 	"vippin/policy"
 )
 
@@ -187,7 +188,7 @@ func (d *fastDevice) judgeTags() {
 	if len(d.VLANs) == 0 {
 		return
 	}
-	features, err := activeFeatures(d.Interface)
+	features, err := ethtool.Active(d.Interface)
 	if err != nil {
 		d.warn("whether it takes VLAN tags off before XDP sees them is unknown: %v", err)
 		return

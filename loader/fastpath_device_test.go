@@ -210,10 +210,10 @@ func TestFastpathTarget(t *testing.T) {
 	if _, known, err := xdpFeatures(eth); err != nil || !known {
 		t.Skipf("this kernel does not say what drivers can (Linux 6.3): %v", err)
 	}
-	setGRO(t, "eth1", false)
+	setFeature(t, "eth1", groFeature, false)
 	mustRefuse(t, f, "eth0", "its driver sends no frames that XDP redirects (ndo_xdp_xmit): a veth does when its other end has GRO")
 	before := xdpLinkID(t, d, eth)
-	setGRO(t, "eth1", true)
+	setFeature(t, "eth1", groFeature, true)
 	mustTake(t, f, "eth0", "native")
 	if now := xdpLinkID(t, d, eth); now != before || now == 0 {
 		t.Errorf("link %d became %d", before, now)
@@ -350,7 +350,7 @@ func TestFastpathMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	addVethAt(t, wan, "wan0", "wan2")
-	setGRO(t, "wan2", true)
+	setFeature(t, "wan2", groFeature, true)
 	mustTake(t, f, "wan0", "native")
 	// The kernel takes a device out that is deleted.
 	if err := inNamespace(away, func() error { return netlink.LinkDel(wanLink) }); err != nil {
@@ -371,7 +371,7 @@ func TestFastpathFar(t *testing.T) {
 	enterNamespace(t)
 	const far = 70000
 	addVethAt(t, far, "eth0", "eth1")
-	setGRO(t, "eth1", true)
+	setFeature(t, "eth1", groFeature, true)
 	_, f := newFastpath(t, FastpathOptions{})
 	mustTake(t, f, "eth0", "native")
 	mustAttach(t, f)

@@ -8,11 +8,11 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
+
+	"vippin/loader/ethtool"
 )
 
 // newForwardingLab is a lab whose cables take redirected frames, and whose hosts write
@@ -20,9 +20,9 @@ import (
 func newForwardingLab(t *testing.T) *lab {
 	t.Helper()
 	l := newLab(t)
-	for _, command := range []uint32{unix.ETHTOOL_SGRO, unix.ETHTOOL_STXCSUM} {
+	for _, feature := range []string{groFeature, checksums} {
 		for _, ns := range []netns.NsHandle{l.lan, l.wan} {
-			err := inNamespace(ns, func() error { return setAtPeer(command, command == unix.ETHTOOL_SGRO) })
+			err := inNamespace(ns, func() error { return ethtool.Switch("peer", feature, feature == groFeature) })
 			if err != nil {
 				t.Fatalf("set up the cables: %v", err)
 			}
@@ -230,21 +230,7 @@ func TestFastpathRefusedElsewhere(t *testing.T) {
 }
 
 func gro(on bool) func(netlink.Link) error {
-	return func(netlink.Link) error { return setAtPeer(unix.ETHTOOL_SGRO, on) }
-}
-
-// setAtPeer switches something of the other end of a cable, in its namespace.
-func setAtPeer(command uint32, on bool) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	value := struct{ command, data uint32 }{command: command}
-	if on {
-		value.data = 1
-	}
-	return ethtool(fd, "peer", unsafe.Pointer(&value))
+	return func(netlink.Link) error { return ethtool.Switch("peer", groFeature, on) }
 }
 
 func (l *lab) awaitForwarding(t *testing.T, f *Fastpath, c *client) {

@@ -92,7 +92,7 @@ func TestFastpathPlaces(t *testing.T) {
 func TestFastpathVLANs(t *testing.T) {
 	enterNamespace(t)
 	eth := cable(t, "eth0", "eth1")
-	setStripping(t, "eth0", false)
+	setFeature(t, "eth0", stripsCustomer, false)
 	_, f := newFastpath(t, FastpathOptions{})
 	mustTake(t, f, "eth0", "native")
 	if err := f.SetOpen(true); err != nil {
@@ -150,9 +150,9 @@ func TestFastpathTags(t *testing.T) {
 			t.Errorf("the programs have %v", on)
 		}
 	}
-	setStripping(t, "eth0", true)
+	setFeature(t, "eth0", stripsCustomer, true)
 	refused("it takes VLAN tags off before XDP sees them: ethtool -K eth0 rx-vlan-hw-parse off, and at its other end", customer)
-	setStripping(t, "eth0", false)
+	setFeature(t, "eth0", stripsCustomer, false)
 	devices := mustAttachWith(t, f, []string{"eth0"}, customer)
 	if devices[0].Mode != "native" || len(devices[0].VLANs) != 1 || devices[0].VLANs[0] != (policy.VLAN{Outer: 2}) {
 		t.Errorf("devices %+v, want eth0 with VLAN 2", devices)

@@ -4,18 +4,19 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
+	"vippin/loader/ethtool"
 	"vippin/policy"
 )
 
@@ -48,7 +49,7 @@ func newFastRouter(t *testing.T) (*lab, *Fastpath) {
 			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: peer.Attrs().Index, Gw: net.ParseIP(side.gateway)}); err != nil {
 				return err
 			}
-			return setFeatures("peer", map[uint32]uint32{unix.ETHTOOL_SGRO: 1, unix.ETHTOOL_STXCSUM: 0})
+			return errors.Join(ethtool.Switch("peer", groFeature, true), ethtool.Switch("peer", checksums, false))
 		})
 		if err != nil {
 			t.Fatalf("set up %s: %v", side.addr, err)
@@ -66,22 +67,6 @@ func newFastRouter(t *testing.T) (*lab, *Fastpath) {
 		t.Fatal(err)
 	}
 	return l, f
-}
-
-// setFeatures is "ethtool -K" of old features.
-func setFeatures(name string, features map[uint32]uint32) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	for command, value := range features {
-		request := struct{ command, data uint32 }{command, value}
-		if err := ethtool(fd, name, unsafe.Pointer(&request)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // follow runs Run until the test ends.

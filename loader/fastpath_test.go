@@ -5,13 +5,12 @@ package loader
 import (
 	"errors"
 	"testing"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
+	"vippin/loader/ethtool"
 	"vippin/policy"
 )
 
@@ -19,43 +18,21 @@ import (
 func cable(t *testing.T, name, peer string) int {
 	t.Helper()
 	ifindex := addVeth(t, name, peer)
-	setGRO(t, peer, true)
+	setFeature(t, peer, groFeature, true)
 	return ifindex
 }
 
-// setGRO is "ethtool -K NAME gro on".
-func setGRO(t *testing.T, name string, on bool) {
-	t.Helper()
-	value := struct{ command, data uint32 }{command: unix.ETHTOOL_SGRO}
-	if on {
-		value.data = 1
-	}
-	askEthtool(t, name, unsafe.Pointer(&value))
-}
+// The features that tests switch.
+const (
+	groFeature = "rx-gro"
+	checksums  = "tx-checksum-ip-generic"
+)
 
-// setStripping is "ethtool -K NAME rxvlan on", and so for 802.1ad.
-func setStripping(t *testing.T, name string, on bool) {
+// setFeature is "ethtool -K NAME FEATURE on", or off.
+func setFeature(t *testing.T, name, feature string, on bool) {
 	t.Helper()
-	const flagRXVLAN = 1 << 8 // ETH_FLAG_RXVLAN
-	value := struct{ command, data uint32 }{command: unix.ETHTOOL_GFLAGS}
-	askEthtool(t, name, unsafe.Pointer(&value))
-	value.command = unix.ETHTOOL_SFLAGS
-	value.data &^= flagRXVLAN
-	if on {
-		value.data |= flagRXVLAN
-	}
-	askEthtool(t, name, unsafe.Pointer(&value))
-}
-
-func askEthtool(t *testing.T, name string, value unsafe.Pointer) {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		defer func() { _ = unix.Close(fd) }()
-		err = ethtool(fd, name, value)
-	}
-	if err != nil {
-		t.Fatalf("set a feature of %s: %v", name, err)
+	if err := ethtool.Switch(name, feature, on); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"vippin/bpf"
+	"vippin/loader/ethtool"
 	"vippin/policy"
 )
 
@@ -185,7 +186,7 @@ func (b *bed) addXDP() error {
 			if err := b.attachXDP(program, s.near, name); err != nil {
 				return err
 			}
-		} else if err := switchFeature(name, gro, true); err != nil {
+		} else if err := ethtool.Switch(name, "rx-gro", true); err != nil {
 			return err
 		}
 		if err := b.programs.Sides.Put(uint32(i), uint32(s.near)); err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vippin/bpf"
+	"vippin/loader/ethtool"
 	"vippin/policy"
 )
 
@@ -102,8 +103,8 @@ func (b *bed) addVLAN() error {
 	if t.count == 0 {
 		return nil
 	}
-	for _, feature := range []string{insertTag, insertOuterTag, parseTag, parseOuterTag} {
-		if err := switchFeature(wanName, feature, false); err != nil {
+	for _, feature := range []string{"tx-vlan-hw-insert", "tx-vlan-stag-hw-insert", "rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"} {
+		if err := ethtool.Switch(wanName, feature, false); err != nil {
 			return err
 		}
 	}
