@@ -5,31 +5,33 @@
 #pragma once
 
 #include "fast_maps.h"
+#include "mix.h"
 #include "parse.h"
 
 const volatile __u32 tick_ns = 10000000; /* loader: of jiffies64, clock_getres(CLOCK_MONOTONIC_COARSE) */
 
-/* As bpf/shortcut.h's: the last word in is mixed once more. */
-static __always_inline __u64 fast_mix(__u64 h, __u64 word)
-{
-	h = (h ^ word) * 0x9e3779b97f4a7c15ULL;
-	return h ^ h >> 32;
-}
-
 static __always_inline __u64 fast4_digest(__u64 secret, __u64 addrs, __u32 ports, __u32 place)
 {
-	return fast_mix(fast_mix(fast_mix(secret, addrs), (__u64)place << 32 | ports), 0);
+	return mix(mix(mix(secret, addrs), (__u64)place << 32 | ports), 0);
 }
 
 static __always_inline __u64 fast6_digest(__u64 secret, const struct addr *src, const struct addr *dst,
 					  __u32 ports, __u32 place)
 {
-	__u64 h = fast_mix(secret, (__u64)src->word[1] << 32 | src->word[0]);
+	__u64 h = mix(secret, (__u64)src->word[1] << 32 | src->word[0]);
 
-	h = fast_mix(h, (__u64)src->word[3] << 32 | src->word[2]);
-	h = fast_mix(h, (__u64)dst->word[1] << 32 | dst->word[0]);
-	h = fast_mix(h, (__u64)dst->word[3] << 32 | dst->word[2]);
-	return fast_mix(fast_mix(h, (__u64)place << 32 | ports), 0);
+	h = mix(h, (__u64)src->word[3] << 32 | src->word[2]);
+	h = mix(h, (__u64)dst->word[1] << 32 | dst->word[0]);
+	h = mix(h, (__u64)dst->word[3] << 32 | dst->word[2]);
+	return mix(mix(h, (__u64)place << 32 | ports), 0);
+}
+
+/* Are two acknowledgements of TCP out of sight of each other? */
+static __always_inline bool out_of_sight(__u32 number, __u32 from)
+{
+	const __u32 far = 1U << 30;
+
+	return number - from + far > 2 * far;
 }
 
 /* Its bucket; NULL never, but the verifier asks. */

@@ -13,8 +13,7 @@
 #include "account.h"
 #include "fast_frame.h"
 #include "fast_key.h"
-
-#define FAR (1U << 30) /* of acknowledgements */
+#include "role.h"
 
 static __noinline int pass(enum fast_exit exit)
 {
@@ -46,8 +45,7 @@ static __noinline bool ask_daemon(struct fast_state *state)
 	__u32 zero = 0;
 	__u64 *beat = bpf_map_lookup_elem(&heartbeat, &zero);
 
-	/* The coarse clock may lag behind the daemon's. */
-	if (!state || !beat || !*beat || (__s64)(bpf_ktime_get_coarse_ns() - *beat) >= (__s64)state->lease_ns)
+	if (!state || !beat || !daemon_lives(state->lease_ns, *beat, bpf_ktime_get_coarse_ns()))
 		return false;
 	state->asked = bpf_jiffies64();
 	return true;
@@ -71,7 +69,7 @@ static __always_inline enum fast_exit judge_flow(const struct fast_frame *f, str
 		return FAST_STALE;
 	if (unlikely((__s32)(fate->until - (__u32)bpf_jiffies64()) <= 0))
 		return FAST_RECHECK;
-	if (f->tcp && unlikely(f->ack - fate->ack + FAR > 2 * FAR))
+	if (f->tcp && unlikely(out_of_sight(f->ack, fate->ack)))
 		return FAST_DRIFT;
 	return FAST_FORWARDED;
 }
@@ -99,6 +97,35 @@ static __always_inline void account(struct fast_fate *fate, const struct fast_fr
 	count_exit(FAST_FORWARDED);
 }
 
+/* Makes the frame one of its hop's link, and counts it; the packet in it is as it was.
+ * NULL: the frame stays as it came, with this verdict.
+ */
+static __always_inline struct fast_hop *take_hop(struct xdp_md *ctx, struct fast_frame *f,
+						 struct fast_fate *fate, __u32 generation, __u64 digest,
+						 int *verdict)
+{
+	enum fast_exit exit = judge_flow(f, fate, generation);
+	struct fast_hop *hop = NULL;
+
+	if (likely(!exit && fate)) {
+		hop = fast_hop_of(fate);
+		exit = judge_hop(f, hop);
+	}
+	if (unlikely(exit || !hop || !fate)) {
+		*verdict = exit == FAST_FLAGS || exit == FAST_TOO_BIG
+				   ? pass(exit)
+				   : pass_noted(exit, digest, f->place, f->ttl, f->tos);
+		return NULL;
+	}
+	if (unlikely(hop->tags != f->tags) && !move_head(ctx, f, hop->tags)) {
+		*verdict = pass(FAST_NO_ROOM);
+		return NULL;
+	}
+	account(fate, f);
+	write_link(f, hop);
+	return hop;
+}
+
 static __always_inline int send(const struct fast_frame *f, const struct fast_hop *hop)
 {
 	if (hop->device == f->device)
@@ -115,6 +142,7 @@ static __always_inline int forward_ipv4(struct xdp_md *ctx, struct fast_frame *f
 	struct iphdr *ip = f->l3;
 	struct fast_hop *hop;
 	__u64 addrs, digest;
+	int verdict = XDP_PASS;
 	struct fast4 *e;
 
 	if (unlikely(exit))
@@ -123,19 +151,9 @@ static __always_inline int forward_ipv4(struct xdp_md *ctx, struct fast_frame *f
 	digest = fast4_digest(state->secret, addrs, f->ports, f->place);
 	bucket = fast4_at(state, digest);
 	e = likely(bucket) ? fast4_find(bucket, digest, addrs, f->ports, f->place) : NULL;
-	exit = judge_flow(f, e ? &e->fate : NULL, state->generation);
-	if (unlikely(exit == FAST_FLAGS))
-		return pass(exit);
-	if (unlikely(exit || !e))
-		return pass_noted(exit, digest, f->place, f->ttl, f->tos);
-	hop = fast_hop_of(&e->fate);
-	exit = judge_hop(f, hop);
-	if (unlikely(exit || !hop))
-		return exit == FAST_TOO_BIG ? pass(exit) : pass_noted(exit, digest, f->place, f->ttl, f->tos);
-	if (unlikely(hop->tags != f->tags) && !move_head(ctx, f, hop->tags))
-		return pass(FAST_NO_ROOM);
-	account(&e->fate, f);
-	write_link(f, hop);
+	hop = take_hop(ctx, f, e ? &e->fate : NULL, state->generation, digest, &verdict);
+	if (unlikely(!hop || !e))
+		return verdict;
 	write_ipv4(f, e);
 	return send(f, hop);
 }
@@ -148,6 +166,7 @@ static __always_inline int forward_ipv6(struct xdp_md *ctx, struct fast_frame *f
 	struct fast6_bucket *bucket;
 	struct ipv6hdr *ip = f->l3;
 	struct fast_hop *hop;
+	int verdict = XDP_PASS;
 	struct fast6 *e;
 	__u64 digest;
 
@@ -158,19 +177,9 @@ static __always_inline int forward_ipv6(struct xdp_md *ctx, struct fast_frame *f
 	digest = fast6_digest(state->secret, src, dst, f->ports, f->place);
 	bucket = fast6_at(state, digest);
 	e = likely(bucket) ? fast6_find(bucket, digest, src, dst, f->ports, f->place) : NULL;
-	exit = judge_flow(f, e ? &e->fate : NULL, state->generation);
-	if (unlikely(exit == FAST_FLAGS))
-		return pass(exit);
-	if (unlikely(exit || !e))
-		return pass_noted(exit, digest, f->place, f->ttl, f->tos);
-	hop = fast_hop_of(&e->fate);
-	exit = judge_hop(f, hop);
-	if (unlikely(exit || !hop))
-		return exit == FAST_TOO_BIG ? pass(exit) : pass_noted(exit, digest, f->place, f->ttl, f->tos);
-	if (unlikely(hop->tags != f->tags) && !move_head(ctx, f, hop->tags))
-		return pass(FAST_NO_ROOM);
-	account(&e->fate, f);
-	write_link(f, hop);
+	hop = take_hop(ctx, f, e ? &e->fate : NULL, state->generation, digest, &verdict);
+	if (unlikely(!hop || !e))
+		return verdict;
 	write_ipv6(f, e);
 	return send(f, hop);
 }

@@ -19,7 +19,7 @@ static __always_inline bool must_wait(const struct local_end *end, const struct 
 		return false;
 	set = bpf_map_lookup_elem(&settings, &zero);
 	beat = bpf_map_lookup_elem(&heartbeat, &zero);
-	return set && beat && daemon_lives(set, *beat, bpf_ktime_get_coarse_ns());
+	return set && beat && daemon_lives(set->lease_ns, *beat, bpf_ktime_get_coarse_ns());
 }
 
 static __always_inline void hold_answer(struct __sk_buff *skb, struct packet *pkt,

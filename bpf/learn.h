@@ -8,6 +8,7 @@
 
 #include "conntrack.h"
 #include "fast_key.h"
+#include "iface.h"
 #include "learn_entry.h"
 #include "leaving.h"
 #include "maps.h"
@@ -16,7 +17,6 @@
 #define SECOND_NS 1000000000U
 #define QUIET_NS 10000000 /* after a change of generation packets are under way that the old rules judged */
 #define EAGER_PACKETS 16 /* a TCP flow through the stack before it is worth being made liberal */
-#define FAR (1U << 30) /* of acknowledgements */
 #define PLACE_TAGS 0xffffff
 
 /* include/uapi/linux/netfilter/nf_conntrack_tcp.h */
@@ -68,10 +68,8 @@ static __always_inline void count_refusal(enum fast_refusal refusal)
  */
 static __always_inline __u32 slot_of(__u32 ifindex)
 {
-	struct iface *iface = bpf_map_lookup_elem(&near_ifaces, &ifindex);
+	struct iface *iface = find_iface(ifindex);
 
-	if (!iface || !iface->known)
-		iface = bpf_map_lookup_elem(&ifaces, &ifindex);
 	return iface ? iface->slot : 0;
 }
 
@@ -274,7 +272,7 @@ static __always_inline bool leaves_as_routed(struct __sk_buff *skb, struct learn
  */
 static __always_inline bool is_far(__u8 flags, __u32 last, __u32 number)
 {
-	return flags & TCP_MAXACK_SET && number - last + FAR > 2 * FAR;
+	return flags & TCP_MAXACK_SET && out_of_sight(number, last);
 }
 
 /* Conntrack must let FIN and RST in after any number of octets that it has not
@@ -317,7 +315,7 @@ static __always_inline void ask_for(struct __sk_buff *skb, const struct fast_sta
 {
 	struct fast_ask *ask = &l->ask;
 
-	if (!is_eager(l, fast_mix(state->secret, read_nfct(skb) & ~CTINFO_MASK)))
+	if (!is_eager(l, mix(state->secret, read_nfct(skb) & ~CTINFO_MASK)))
 		return;
 	ask->src = l->original.src;
 	ask->dst = l->original.dst;

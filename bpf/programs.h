@@ -8,6 +8,7 @@
 
 #include "account.h"
 #include "claims.h"
+#include "iface.h"
 #include "maps.h"
 #include "parse.h"
 #include "rest.h"
@@ -57,13 +58,6 @@ static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, 
 	if (digest && !pkt->held && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
 		remember_shortcut(skb, pkt, digest, out, verdict_pin(v));
 	return finish(skb, out, v);
-}
-
-static __always_inline struct iface *find_iface(__u32 ifindex)
-{
-	struct iface *near = bpf_map_lookup_elem(&near_ifaces, &ifindex);
-
-	return near && near->known ? near : bpf_map_lookup_elem(&ifaces, &ifindex);
 }
 
 static __always_inline int handle(struct __sk_buff *skb, bool out)

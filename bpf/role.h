@@ -22,9 +22,9 @@ static __always_inline bool advertises(const struct own_advert *own)
 /* Has the daemon given a sign of life lately? The coarse clock may lag behind its
  * time.
  */
-static __always_inline bool daemon_lives(const struct settings *set, __u64 beat, __u64 now)
+static __always_inline bool daemon_lives(__u64 lease_ns, __u64 beat, __u64 now)
 {
-	return beat && (__s64)(now - beat) < (__s64)set->lease_ns;
+	return beat && (__s64)(now - beat) < (__s64)lease_ns;
 }
 
 /* PIN_CREATED: master. Else why not: PIN_BACKUP or PIN_STALE_ROLE. */
@@ -44,7 +44,7 @@ static __always_inline enum pin_counter judge_role(__u32 pin, __u32 group)
 	if (role->fixed)
 		return master ? PIN_CREATED : PIN_BACKUP;
 	/* The daemon lives: it knows. */
-	if (daemon_lives(set, *beat, now)) {
+	if (daemon_lives(set->lease_ns, *beat, now)) {
 		/* In a takeover keepalived advertises first, draws the traffic
 		 * here next, and the daemon hears of it a moment later: the
 		 * flows that begin in that moment are not to be lost for it.

@@ -16,6 +16,7 @@
 
 #include "account.h"
 #include "flow.h"
+#include "mix.h"
 #include "rewrite.h"
 
 #define PIN_BITS 16
@@ -36,16 +37,6 @@ struct brief {
 	void *l3; /* direct access to the packet: good until a helper changes it */
 	__be16 *check;
 };
-
-/* A multiplication carries upwards only, the shift brings it down again. So the
- * last word in has to be mixed once more before its upper octets tell in the
- * lower ones.
- */
-static __always_inline __u64 mix(__u64 h, __u64 word)
-{
-	h = (h ^ word) * 0x9e3779b97f4a7c15ULL;
-	return h ^ h >> 32;
-}
 
 static __always_inline __u64 read_epoch(void)
 {
