@@ -5,25 +5,38 @@
 #pragma once
 
 #include "fast_maps.h"
-#include "mix.h"
 #include "parse.h"
 
 const volatile __u32 tick_ns = 10000000; /* loader: of jiffies64, clock_getres(CLOCK_MONOTONIC_COARSE) */
 
-static __always_inline __u64 fast4_digest(__u64 secret, __u64 addrs, __u32 ports, __u32 place)
+/* Digests: the multilinear family of Lemire and Kaser ("Strongly universal string hashing
+ * is fast", Computer Journal 57, 2014), with half as many multiplications, none of which
+ * waits for another. Whatever 32 bits two flows differ in, the upper halves of their
+ * digests are as two numbers at random, as long as nobody knows the keys.
+ */
+static __always_inline __u64 fast_ends_digest(const __u64 *keys, __u32 ports, __u32 place)
 {
-	return mix(mix(mix(secret, addrs), (__u64)place << 32 | ports), 0);
+	return keys[0] + (keys[1] + ports) * (keys[2] + place);
 }
 
-static __always_inline __u64 fast6_digest(__u64 secret, const struct addr *src, const struct addr *dst,
+static __always_inline __u64 fast4_digest(const __u64 *keys, __u64 addrs, __u32 ports, __u32 place)
+{
+	return fast_ends_digest(keys, ports, place) + (keys[3] + (__u32)addrs) * (keys[4] + (addrs >> 32));
+}
+
+static __always_inline __u64 fast6_digest(const __u64 *keys, const struct addr *src, const struct addr *dst,
 					  __u32 ports, __u32 place)
 {
-	__u64 h = mix(secret, (__u64)src->word[1] << 32 | src->word[0]);
+	return fast_ends_digest(keys, ports, place) + (keys[3] + src->word[0]) * (keys[4] + src->word[1]) +
+	       (keys[5] + src->word[2]) * (keys[6] + src->word[3]) +
+	       (keys[7] + dst->word[0]) * (keys[8] + dst->word[1]) +
+	       (keys[9] + dst->word[2]) * (keys[10] + dst->word[3]);
+}
 
-	h = mix(h, (__u64)src->word[3] << 32 | src->word[2]);
-	h = mix(h, (__u64)dst->word[1] << 32 | dst->word[0]);
-	h = mix(h, (__u64)dst->word[3] << 32 | dst->word[2]);
-	return mix(mix(h, (__u64)place << 32 | ports), 0);
+/* The bucket's number is the lower bits of the digest's upper half. */
+static __always_inline __u32 fast_index(__u64 digest, __u32 mask)
+{
+	return digest >> 32 & mask;
 }
 
 /* Are two acknowledgements of TCP out of sight of each other? */
@@ -41,7 +54,7 @@ static __always_inline struct fast4_bucket *fast4_at(const struct fast_state *st
 
 	if (!state)
 		return NULL;
-	index = digest & state->mask4;
+	index = fast_index(digest, state->mask4);
 	return bpf_map_lookup_elem(&fast4, &index);
 }
 
@@ -51,7 +64,7 @@ static __always_inline struct fast6_bucket *fast6_at(const struct fast_state *st
 
 	if (!state)
 		return NULL;
-	index = digest & state->mask6;
+	index = fast_index(digest, state->mask6);
 	return bpf_map_lookup_elem(&fast6, &index);
 }
 
@@ -60,7 +73,7 @@ static __always_inline struct fast6_bucket *fast6_at(const struct fast_state *st
  */
 static __always_inline __u32 fast_way(__u64 digest, __u32 i)
 {
-	return (digest >> 32 ^ i) & (FAST_WAYS - 1);
+	return digest >> 61 ^ i;
 }
 
 /* The entry with this key, valid or not. NULL: there is none. */
@@ -93,7 +106,6 @@ static __always_inline struct fast6 *fast6_find(struct fast6_bucket *bucket, __u
 	return NULL;
 }
 
-/* The upper half, which the bucket's number is not taken from. */
 static __always_inline struct fast_note *fast_note_at(__u64 digest)
 {
 	__u32 index = digest >> 40 & (FAST_NOTES - 1);

@@ -10,7 +10,8 @@
 
 #include "types.h"
 
-#define FAST_WAYS 4 /* entries of a bucket */
+#define FAST_WAYS 8 /* entries of a bucket: with as many flows one of 100 finds no room in buckets half full */
+#define FAST_KEYS 11 /* of digests: one for each word of an IPv6 entry's key, and one more */
 #define FAST_DEVICES 64 /* device numbers, from 1 */
 #define FAST_HOPS 65536
 #define FAST_NOTES 4096 /* a power of two */
@@ -82,14 +83,14 @@ struct fast6_bucket {
  */
 struct fast_state {
 	__u32 generation; /* 0: the fast path is closed */
+	__u32 mask4; /* buckets of fast4 in use - 1 */
+	__u32 mask6;
 	__u32 all; /* 1: flows that are not pinned, too */
-	__u64 secret; /* of the digests, at random */
+	__u64 asked; /* jiffies64 of when it was young enough; written by the programs */
+	__u64 keys[FAST_KEYS]; /* of the digests, at random */
 	__u64 bumped_ns; /* CLOCK_MONOTONIC of the last change of generation */
 	__u64 pace_ns; /* how long an entry is valid at most */
 	__u64 lease_ns; /* how old the daemon's heartbeat may be */
-	__u64 asked; /* jiffies64 of when it was young enough; written by the programs */
-	__u32 mask4; /* buckets of fast4 in use - 1 */
-	__u32 mask6;
 	__u32 netns; /* the daemon's: inode number */
 	__u32 pad;
 };

@@ -148,7 +148,7 @@ static __always_inline int forward_ipv4(struct xdp_md *ctx, struct fast_frame *f
 	if (unlikely(exit))
 		return pass(exit);
 	addrs = *(__u64 *)&ip->saddr;
-	digest = fast4_digest(state->secret, addrs, f->ports, f->place);
+	digest = fast4_digest(state->keys, addrs, f->ports, f->place);
 	bucket = fast4_at(state, digest);
 	e = likely(bucket) ? fast4_find(bucket, digest, addrs, f->ports, f->place) : NULL;
 	hop = take_hop(ctx, f, e ? &e->fate : NULL, state->generation, digest, &verdict);
@@ -174,7 +174,7 @@ static __always_inline int forward_ipv6(struct xdp_md *ctx, struct fast_frame *f
 		return pass(exit);
 	src = (const void *)&ip->saddr;
 	dst = (const void *)&ip->daddr;
-	digest = fast6_digest(state->secret, src, dst, f->ports, f->place);
+	digest = fast6_digest(state->keys, src, dst, f->ports, f->place);
 	bucket = fast6_at(state, digest);
 	e = likely(bucket) ? fast6_find(bucket, digest, src, dst, f->ports, f->place) : NULL;
 	hop = take_hop(ctx, f, e ? &e->fate : NULL, state->generation, digest, &verdict);

@@ -89,7 +89,7 @@ type FastpathBinding struct {
 
 type FastpathFast4Bucket struct {
 	_   structs.HostLayout
-	Way [4]FastpathFast4Entry
+	Way [8]FastpathFast4Entry
 }
 
 type FastpathFast4Entry struct {
@@ -103,7 +103,7 @@ type FastpathFast4Entry struct {
 
 type FastpathFast6Bucket struct {
 	_   structs.HostLayout
-	Way [4]FastpathFast6Entry
+	Way [8]FastpathFast6Entry
 }
 
 type FastpathFast6Entry struct {
@@ -244,14 +244,14 @@ const (
 type FastpathFastState struct {
 	_          structs.HostLayout
 	Generation uint32
+	Mask4      uint32
+	Mask6      uint32
 	All        uint32
-	Secret     uint64
+	Asked      uint64
+	Keys       [11]uint64
 	BumpedNs   uint64
 	PaceNs     uint64
 	LeaseNs    uint64
-	Asked      uint64
-	Mask4      uint32
-	Mask6      uint32
 	Netns      uint32
 	Pad        uint32
 }

@@ -83,7 +83,7 @@ func TestFastExits(t *testing.T) {
 		change func(*fastFlow, []byte) []byte
 	}{
 		{"closed", FastpathFastExitFAST_CLOSED, 0, 0, func(_ *fastFlow, b []byte) []byte {
-			put(t, f.FastState, uint32(0), FastpathFastState{Secret: fastSecret, LeaseNs: fastLease})
+			put(t, f.FastState, uint32(0), FastpathFastState{Keys: fastKeys, LeaseNs: fastLease})
 			return b
 		}},
 		{"daemon never lived", FastpathFastExitFAST_CLOSED, 0, 0, func(_ *fastFlow, b []byte) []byte { f.beat(t, 0); return b }},

@@ -19,7 +19,6 @@ import (
 const (
 	fastBuckets    = 16
 	fastGeneration = 7
-	fastSecret     = 0x0123456789abcdef
 	fastIn         = 1 // device numbers
 	fastElsewhere  = 2
 	fastHop        = 3 // number of the one hop
@@ -35,6 +34,14 @@ const (
 	fast8021AD  = 0x40000000
 	fastReturns = 0x8000
 )
+
+// Digests are made with these.
+var fastKeys = func() (keys [len(FastpathFastState{}.Keys)]uint64) {
+	for i := range keys {
+		keys[i] = 0x9e3779b97f4a7c15 * uint64(i+1)
+	}
+	return keys
+}()
 
 // What leaves has these MAC addresses.
 var fastMACs = [12]byte{0x02, 0, 0, 0, 0, 0x0b, 0x02, 0, 0, 0, 0, 0x0a}
@@ -90,7 +97,7 @@ func (f *fastpath) reset(t *testing.T) {
 	}
 	clearMap[uint32](t, f.FastFarDevices)
 	put(t, f.FastState, uint32(0), FastpathFastState{
-		Generation: fastGeneration, Secret: fastSecret, LeaseNs: fastLease, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
+		Generation: fastGeneration, Keys: fastKeys, LeaseNs: fastLease, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
 	})
 	put(t, f.FastDevices, uint32(loopback), FastpathFastDevice{Number: fastIn, Mac: [6]uint8(routerMAC)})
 	put(t, f.FastOut, uint32(fastElsewhere), uint32(loopback))
@@ -302,24 +309,24 @@ func onesDiff(before, after []byte) uint16 {
 
 // digest is fast_key.h's.
 func (fl *fastFlow) digest() uint64 {
-	h := uint64(fastSecret)
-	mix := func(word uint64) {
-		h = (h ^ word) * 0x9e3779b97f4a7c15
-		h ^= h >> 32
-	}
+	h := fastKeys[0] + (fastKeys[1]+uint64(ports32(fl.in.src, fl.in.dst)))*(fastKeys[2]+uint64(fl.place))
 	octets := addrOctets(fl.in.src, fl.in.dst)
-	for i := 0; i < len(octets); i += 8 {
-		mix(binary.NativeEndian.Uint64(octets[i:]))
+	word := func(i int) uint64 { return fastKeys[3+i] + uint64(binary.NativeEndian.Uint32(octets[4*i:])) }
+	for i := 0; i < len(octets)/4; i += 2 {
+		h += word(i) * word(i+1)
 	}
-	mix(uint64(fl.place)<<32 | uint64(ports32(fl.in.src, fl.in.dst)))
-	mix(0)
 	return h
+}
+
+// bucketOf is where the entry goes, and the program looks for it.
+func (fl *fastFlow) bucketOf() uint32 {
+	return uint32(cmp.Or(fl.bucket, fl.digest())>>32) & (fastBuckets - 1)
 }
 
 // enter writes the entry into a way of its bucket.
 func (f *fastpath) enter(t *testing.T, fl *fastFlow, way int) {
 	t.Helper()
-	bucket := uint32(cmp.Or(fl.bucket, fl.digest()) & (fastBuckets - 1))
+	bucket := fl.bucketOf()
 	if fl.in.ipv6() {
 		var b FastpathFast6Bucket
 		mustDo(t, f.Fast6.Lookup(bucket, &b))
@@ -341,7 +348,7 @@ func (f *fastpath) enter(t *testing.T, fl *fastFlow, way int) {
 // fateOf reads the entry's fate.
 func (f *fastpath) fateOf(t *testing.T, fl *fastFlow, way int) FastpathFastFate {
 	t.Helper()
-	bucket := uint32(cmp.Or(fl.bucket, fl.digest()) & (fastBuckets - 1))
+	bucket := fl.bucketOf()
 	if fl.in.ipv6() {
 		var b FastpathFast6Bucket
 		mustDo(t, f.Fast6.Lookup(bucket, &b))

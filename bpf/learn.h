@@ -12,6 +12,7 @@
 #include "learn_entry.h"
 #include "leaving.h"
 #include "maps.h"
+#include "mix.h"
 #include "route.h"
 
 #define SECOND_NS 1000000000U
@@ -235,7 +236,7 @@ static __always_inline enum fast_refusal judge_note(struct __sk_buff *skb, const
 	if (!place)
 		return REFUSED_NO_NOTE;
 	l->lesson.place = *place | (l->pkt.proto == IPPROTO_TCP ? FAST_TCP : 0);
-	l->lesson.digest = digest_of(state->secret, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
+	l->lesson.digest = digest_of(state->keys, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
 	note = fast_note_at(l->lesson.digest);
 	if (!note || note->digest != l->lesson.digest || note->place != l->lesson.place ||
 	    l->now - note->tick > SECOND_NS / tick_ns)
@@ -315,7 +316,7 @@ static __always_inline void ask_for(struct __sk_buff *skb, const struct fast_sta
 {
 	struct fast_ask *ask = &l->ask;
 
-	if (!is_eager(l, mix(state->secret, read_nfct(skb) & ~CTINFO_MASK)))
+	if (!is_eager(l, mix(state->keys[0], read_nfct(skb) & ~CTINFO_MASK)))
 		return;
 	ask->src = l->original.src;
 	ask->dst = l->original.dst;
@@ -383,7 +384,7 @@ static __always_inline void void_other_direction(const struct fast_state *state,
 {
 	turn(&l->pkt.ends, &l->lesson.before);
 	l->lesson.place = l->pkt.place | FAST_TCP;
-	l->lesson.digest = digest_of(state->secret, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
+	l->lesson.digest = digest_of(state->keys, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
 	void_entry(&l->lesson, l->pkt.ipv6);
 }
 

@@ -28,10 +28,10 @@ static __always_inline __u32 ports_of(const struct ends *ends)
 	return (__u32)ends->dport << 16 | ends->sport;
 }
 
-static __always_inline __u64 digest_of(__u64 secret, const struct ends *ends, __u32 place, bool ipv6)
+static __always_inline __u64 digest_of(const __u64 *keys, const struct ends *ends, __u32 place, bool ipv6)
 {
-	return ipv6 ? fast6_digest(secret, &ends->src, &ends->dst, ports_of(ends), place)
-		    : fast4_digest(secret, addrs_of(ends), ports_of(ends), place);
+	return ipv6 ? fast6_digest(keys, &ends->src, &ends->dst, ports_of(ends), place)
+		    : fast4_digest(keys, addrs_of(ends), ports_of(ends), place);
 }
 
 static __always_inline __u16 fold16(__u64 sum)

@@ -168,7 +168,7 @@ func (l *learnLab) configure(t *testing.T) {
 func (l *learnLab) setState(t *testing.T, change func(*FastpathFastState)) {
 	t.Helper()
 	state := FastpathFastState{
-		Generation: fastGeneration, Secret: fastSecret, PaceNs: 4e9, LeaseNs: 3600e9, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
+		Generation: fastGeneration, Keys: fastKeys, PaceNs: 4e9, LeaseNs: 3600e9, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
 	}
 	change(&state)
 	put(t, l.fast.FastState, uint32(0), state)

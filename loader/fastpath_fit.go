@@ -13,9 +13,9 @@ import (
 // same in 32. What is in use grows, and shrinks only with the tables.
 const (
 	fitPace    = 100 * time.Millisecond
-	fitLeast   = 1024 // buckets
+	fitLeast   = 512 // buckets
 	fitSample  = 256  // buckets that are looked at
-	fitCrowded = 1.5  // valid entries of a bucket, of four, that let there be twice as many: one of 60 finds no room
+	fitCrowded = 3   // valid entries of a bucket, of eight, that let there be twice as many: one of 600 finds no room
 )
 
 // fitMask is how many buckets, less one, are in use from a start on, which had as many
@@ -73,21 +73,21 @@ func (t *fastTables) endMisplaced(first4, first6 int) error {
 	if err != nil {
 		return err
 	}
-	end := func(fate *fastFate, digest uint64, mask uint32, bucket int) {
-		if int(uint32(digest)&mask) != bucket && int32(atomic.LoadUint32(&fate.Until)-now) > 0 {
+	end := func(fate *fastFate, found, looked int) {
+		if found != looked && int32(atomic.LoadUint32(&fate.Until)-now) > 0 {
 			atomic.StoreUint32(&fate.Until, now)
 		}
 	}
 	for i := range t.four[:first4] {
 		for way := range t.four[i].Way {
 			e := &t.four[i].Way[way]
-			end(&e.Fate, fast4Digest(t.state.Secret, e.Addrs, e.Ports, e.Place), t.state.Mask4, i)
+			end(&e.Fate, fast4Index(&t.state.Keys, e.Addrs, e.Ports, e.Place, t.state.Mask4), i)
 		}
 	}
 	for i := range t.six[:first6] {
 		for way := range t.six[i].Way {
 			e := &t.six[i].Way[way]
-			end(&e.Fate, fast6Digest(t.state.Secret, &e.Src.Word, &e.Dst.Word, e.Ports, e.Place), t.state.Mask6, i)
+			end(&e.Fate, fast6Index(&t.state.Keys, &e.Src.Word, &e.Dst.Word, e.Ports, e.Place, t.state.Mask6), i)
 		}
 	}
 	return nil

@@ -19,11 +19,11 @@ func TestFastpathFit(t *testing.T) {
 		want    int
 	}{
 		{0, fitLeast, fitLeast},
-		{1, fitLeast, fitLeast},
-		{2, fitLeast, 2 * fitLeast},
-		{4, fitLeast, 4 * fitLeast},
-		{4, buckets / 4, buckets},
-		{4, buckets, buckets},
+		{3, fitLeast, fitLeast},
+		{4, fitLeast, 2 * fitLeast},
+		{8, fitLeast, 4 * fitLeast},
+		{8, buckets / 4, buckets},
+		{8, buckets, buckets},
 		{0, buckets, buckets},
 	} {
 		mask := uint32(c.used - 1)
@@ -79,16 +79,17 @@ func TestFastpathEndMisplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	const before, after = 4, 16
+	keys := fastKeys{1, 0x9e3779b97f4a7c15, 0xbf58476d1ce4e5b9, 0x94d049bb133111eb, 0xd6e8feb86659fd93, 5, 7, 11, 13, 17, 19}
 	tables := &fastTables{
 		four: make([]bpf.FastpathFast4Bucket, after), six: make([]bpf.FastpathFast6Bucket, after),
-		state: &bpf.FastpathFastState{Secret: 0x1234567, Mask4: after - 1, Mask6: after - 1}, ticks: ticks,
+		state: &bpf.FastpathFastState{Keys: keys, Mask4: after - 1, Mask6: after - 1}, ticks: ticks,
 	}
 	until := now + 1<<20
 	ended4, ended6 := 0, 0
 	for port := range uint32(before) { // one in each bucket, at way 1
-		e := &tables.four[fast4Digest(0x1234567, 1, port, 2)&(before-1)].Way[1]
+		e := &tables.four[fast4Index(&keys, 1, port, 2, before-1)].Way[1]
 		e.Addrs, e.Ports, e.Place, e.Fate.Until = 1, port, 2, until
-		six := &tables.six[fast6Digest(0x1234567, &[4]uint32{1}, &[4]uint32{2}, port, 2)&(before-1)].Way[1]
+		six := &tables.six[fast6Index(&keys, &[4]uint32{1}, &[4]uint32{2}, port, 2, before-1)].Way[1]
 		six.Src.Word, six.Dst.Word, six.Ports, six.Place, six.Fate.Until = [4]uint32{1}, [4]uint32{2}, port, 2, until
 	}
 	if err := tables.endMisplaced(before, before); err != nil {
@@ -96,10 +97,10 @@ func TestFastpathEndMisplaced(t *testing.T) {
 	}
 	for i := range before {
 		e, six := &tables.four[i].Way[1], &tables.six[i].Way[1]
-		if e.Place != 0 && (int(fast4Digest(0x1234567, 1, e.Ports, 2)&(after-1)) == i) != (e.Fate.Until == until) {
+		if e.Place != 0 && (fast4Index(&keys, 1, e.Ports, 2, after-1) == i) != (e.Fate.Until == until) {
 			t.Errorf("bucket %d: entry until %d, was %d", i, e.Fate.Until, until)
 		}
-		if six.Place != 0 && (int(fast6Digest(0x1234567, &[4]uint32{1}, &[4]uint32{2}, six.Ports, 2)&(after-1)) == i) != (six.Fate.Until == until) {
+		if six.Place != 0 && (fast6Index(&keys, &[4]uint32{1}, &[4]uint32{2}, six.Ports, 2, after-1) == i) != (six.Fate.Until == until) {
 			t.Errorf("bucket %d: entry of IPv6 until %d, was %d", i, six.Fate.Until, until)
 		}
 		if e.Place != 0 && e.Fate.Until != until {

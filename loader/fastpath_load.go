@@ -3,8 +3,6 @@
 package loader
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,7 +23,6 @@ import (
 
 const (
 	fastPrefix = "fast" // of the fast path's own maps' names
-	fastWays   = 4      // FAST_WAYS in bpf/fast_types.h: entries of a bucket
 	// The default of dataplane.max_flows.
 	defaultFlows = 262144
 	// The pace and the lease until somebody says what they are.
@@ -205,10 +202,10 @@ func (f *Fastpath) begin() error {
 	if err := f.maps.State.Lookup(uint32(0), &state); err != nil {
 		return fmt.Errorf("read the state of the fast path: %w", err)
 	}
-	if state.Secret == 0 {
-		var octets [8]byte
-		_, _ = rand.Read(octets[:]) // it never fails
-		state.Secret = binary.NativeEndian.Uint64(octets[:]) | 1
+	if state.Keys == (fastKeys{}) {
+		for i := range state.Keys {
+			state.Keys[i] = randomWord()
+		}
 	}
 	state.Generation, state.All = 0, 0
 	if f.opts.All {

@@ -39,7 +39,7 @@ func TestFastpathRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := stateOf(t, first)
-		if before.Generation == 0 || before.Secret == 0 || before.LeaseNs == 0 || before.PaceNs == 0 || before.All != 0 {
+		if before.Generation == 0 || before.Keys == (fastKeys{}) || before.LeaseNs == 0 || before.PaceNs == 0 || before.All != 0 {
 			t.Errorf("state %+v", before)
 		}
 		bucket := bpf.FastpathFast4Bucket{}
@@ -57,15 +57,15 @@ func TestFastpathRestart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if state := stateOf(t, opened); state.Generation != 0 || state.Secret != before.Secret {
+		if state := stateOf(t, opened); state.Generation != 0 || state.Keys != before.Keys {
 			t.Errorf("after loading the dataplane anew: %+v, want it closed", state)
 		}
 		if err := opened.Close(); err != nil {
 			t.Fatal(err)
 		}
 		second := mustFastpath(t, d, FastpathOptions{All: true})
-		if state := stateOf(t, second); state.Generation != 0 || state.Secret != before.Secret || state.All != 1 {
-			t.Errorf("after loading anew: %+v, want it closed, with the secret %x", state, before.Secret)
+		if state := stateOf(t, second); state.Generation != 0 || state.Keys != before.Keys || state.All != 1 {
+			t.Errorf("after loading anew: %+v, want it closed, with the keys %x", state, before.Keys)
 		}
 		if devices := devicesOf(t, second); len(devices) != 0 {
 			t.Errorf("before Attach the devices are %v", devices)
@@ -241,11 +241,11 @@ func TestFastpathOtherTables(t *testing.T) {
 	if err := first.SetOpen(true); err != nil {
 		t.Fatal(err)
 	}
-	secret := stateOf(t, first).Secret
+	keys := stateOf(t, first).Keys
 	second := mustFastpath(t, d, FastpathOptions{Flows: 3000, Log: log.logger()})
 	contains(t, log.String(), "tables start anew")
-	if state := stateOf(t, second); state.Secret == secret || state.Secret == 0 {
-		t.Errorf("secret %x, of the old tables %x", state.Secret, secret)
+	if state := stateOf(t, second); state.Keys == keys || state.Keys == (fastKeys{}) {
+		t.Errorf("keys %x, of the old tables %x", state.Keys, keys)
 	}
 	if state := stateOf(t, first); state.Generation != 0 {
 		t.Errorf("the old tables are open: %+v", state)

@@ -3,8 +3,6 @@
 package loader
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -77,9 +75,7 @@ func mapFastTables(maps *fastMaps) (t *fastTables, err error) {
 		return t, err
 	}
 	t.state = &states[0]
-	var octets [4]byte
-	_, _ = rand.Read(octets[:]) // it never fails
-	t.last = binary.NativeEndian.Uint32(octets[:])
+	t.last = uint32(randomWord())
 	t.open = atomic.LoadUint32(&t.state.Generation) != 0
 	return t, nil
 }
@@ -192,7 +188,7 @@ func (t *fastTables) find(in *policy.FlowKey, place uint32) fastEntry {
 	if fastIs4(in) {
 		addrs := fastAddrs4(in)
 		four := t.buckets4()
-		bucket := &four[fast4Digest(t.state.Secret, addrs, ports, place)&uint64(len(four)-1)]
+		bucket := &four[fast4Index(&t.state.Keys, addrs, ports, place, uint32(len(four)-1))]
 		for way := range bucket.Way {
 			if e := &bucket.Way[way]; e.Addrs == addrs && e.Ports == ports && e.Place == place && atomic.LoadUint32(&e.Fate.Generation) != 0 {
 				return (*fast4Entry)(e)
@@ -202,7 +198,7 @@ func (t *fastTables) find(in *policy.FlowKey, place uint32) fastEntry {
 	}
 	src, dst := fastWords(&in.Src), fastWords(&in.Dst)
 	six := t.buckets6()
-	bucket := &six[fast6Digest(t.state.Secret, &src, &dst, ports, place)&uint64(len(six)-1)]
+	bucket := &six[fast6Index(&t.state.Keys, &src, &dst, ports, place, uint32(len(six)-1))]
 	for way := range bucket.Way {
 		if e := &bucket.Way[way]; e.Ports == ports && e.Place == place && e.Src.Word == src && e.Dst.Word == dst && atomic.LoadUint32(&e.Fate.Generation) != 0 {
 			return (*fast6Entry)(e)

@@ -40,7 +40,7 @@ func benchTables(b *testing.B, flows int) (*Fastpath, []policy.FlowKey) {
 		at := entryPlace(&key, 1<<24)
 		addrs, ports := fastAddrs4(&key), fastPorts(&key)
 		out := policy.FlowKey{Src: public, Dst: remote}
-		bucket := &f.tables.four[fast4Digest(f.tables.state.Secret, addrs, ports, at)&uint64(len(f.tables.four)-1)]
+		bucket := &f.tables.four[fast4Index(&f.tables.state.Keys, addrs, ports, at, f.tables.state.Mask4)]
 		e := &bucket.Way[i&1]
 		e.Addrs, e.Ports, e.Place, e.NewAddrs = addrs, ports, at, fastAddrs4(&out)
 		e.Fate = fastFate{NewPorts: fastPorts(&out), Pin: 1, Generation: f.tables.generation(), Until: now + 1<<20, PacketsSeen: 1<<16 | uint64(uint16(now))}

@@ -23,25 +23,31 @@ type (
 	fastFate   = bpf.FastpathFastFate
 )
 
-// fastMix is bpf/fast_key.h's fast_mix, and fast4Digest and fast6Digest are those
-// there: the lower bits are the bucket's number.
-func fastMix(h, word uint64) uint64 {
-	h = (h ^ word) * 0x9e3779b97f4a7c15
-	return h ^ h>>32
+const fastWays = len(bpf.FastpathFast4Bucket{}.Way)
+
+// fastKeys are the digests', fast_state's.
+type fastKeys = [len(bpf.FastpathFastState{}.Keys)]uint64
+
+// fast4Index and fast6Index number the bucket of a flow, of mask + 1: bpf/fast_key.h's
+// digests and fast_index.
+func fast4Index(keys *fastKeys, addrs uint64, ports, place, mask uint32) int {
+	return fastIndex(fastEndsDigest(keys, ports, place)+(keys[3]+addrs&0xffffffff)*(keys[4]+addrs>>32), mask)
 }
 
-func fast4Digest(secret, addrs uint64, ports, place uint32) uint64 {
-	return fastMix(fastMix(fastMix(secret, addrs), uint64(place)<<32|uint64(ports)), 0)
-}
-
-func fast6Digest(secret uint64, src, dst *[4]uint32, ports, place uint32) uint64 {
-	h := secret
-	for _, addr := range []*[4]uint32{src, dst} {
-		h = fastMix(h, uint64(addr[1])<<32|uint64(addr[0]))
-		h = fastMix(h, uint64(addr[3])<<32|uint64(addr[2]))
+func fast6Index(keys *fastKeys, src, dst *[4]uint32, ports, place, mask uint32) int {
+	digest := fastEndsDigest(keys, ports, place)
+	for i, addr := range []*[4]uint32{src, dst} {
+		of := keys[3+len(addr)*i:]
+		digest += (of[0]+uint64(addr[0]))*(of[1]+uint64(addr[1])) + (of[2]+uint64(addr[2]))*(of[3]+uint64(addr[3]))
 	}
-	return fastMix(fastMix(h, uint64(place)<<32|uint64(ports)), 0)
+	return fastIndex(digest, mask)
 }
+
+func fastEndsDigest(keys *fastKeys, ports, place uint32) uint64 {
+	return keys[0] + (keys[1]+uint64(ports))*(keys[2]+uint64(place))
+}
+
+func fastIndex(digest uint64, mask uint32) int { return int(uint32(digest>>32) & mask) }
 
 // fastEntry is an entry of either family, in the table itself.
 type fastEntry interface {

@@ -3,8 +3,6 @@
 package loader
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -13,9 +11,7 @@ import (
 // setSecret gives the digests of bpf/shortcut.h a start that nobody outside
 // knows, so that nobody can make two of them alike.
 func setSecret(spec *ebpf.CollectionSpec) error {
-	var octets [8]byte
-	_, _ = rand.Read(octets[:]) // it never fails
-	if err := spec.Variables["secret"].Set(binary.NativeEndian.Uint64(octets[:])); err != nil {
+	if err := spec.Variables["secret"].Set(randomWord()); err != nil {
 		return fmt.Errorf("give the programs their secret: %w", err)
 	}
 	return nil
