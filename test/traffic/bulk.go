@@ -13,8 +13,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bulk is one transfer of many octets over TCP.
@@ -89,6 +94,19 @@ func OpenLine(ctx context.Context, in Enter, local, remote netip.AddrPort) (*Lin
 
 // Ask asks the server which source it sees.
 func (l *Line) Ask() (netip.AddrPort, error) { return askSource(l.conn, l.reader) }
+
+// Pace keeps both ends from sending faster than so many octets a second. TCP spreads
+// them over the time then, and no queue on the way fills.
+func (l *Line) Pace(octetsPerSecond int) error {
+	rate := strconv.Itoa(octetsPerSecond)
+	if err := pace(l.conn, rate); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(l.conn, "%s %s\n", wordPace, rate); err != nil {
+		return fmt.Errorf("ask %s to %s: %w", l.remote, wordPace, err)
+	}
+	return nil
+}
 
 // Local is the client's own end.
 func (l *Line) Local() netip.AddrPort { return l.conn.LocalAddr().(*net.TCPAddr).AddrPort() }
@@ -168,6 +186,24 @@ func bulkArguments(arguments string) (octets int64, seed uint64, err error) {
 		return 0, 0, fmt.Errorf("transfer %d octets: less than none", octets)
 	}
 	return octets, seed, nil
+}
+
+// pace is SO_MAX_PACING_RATE, see socket(7).
+func pace(conn syscall.Conn, octetsPerSecond string) error {
+	rate, err := strconv.Atoi(octetsPerSecond)
+	if err != nil {
+		return fmt.Errorf("read %q as octets a second: %w", octetsPerSecond, err)
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, rate)
+	}); failed != nil {
+		return failed
+	}
+	return os.NewSyscallError("pace a connection", err)
 }
 
 // sendBulk writes the octets of a seed and returns "SHA256 hex" of them. They are

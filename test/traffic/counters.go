@@ -9,15 +9,18 @@ import (
 	"strings"
 )
 
-// Counters reads /proc/net/snmp and snmp6 of a namespace, with names such as
-// "UdpInCsumErrors", "TcpRetransSegs" and "Udp6InCsumErrors". TCP's are of both
-// families.
+// Counters reads /proc/net/snmp, netstat and snmp6 of a namespace, with names such
+// as "UdpInCsumErrors", "TcpRetransSegs", "TcpExtTCPSACKReorder" and
+// "Udp6InCsumErrors". TCP's are of both families.
 func Counters(in Enter) (map[string]uint64, error) {
-	var v4, v6 []byte
+	var v4, more, v6 []byte
 	err := in(func() (err error) {
 		// Not /proc/net: that is the main thread's namespace.
 		if v4, err = os.ReadFile("/proc/thread-self/net/snmp"); err != nil {
 			return fmt.Errorf("read the IPv4 counters: %w", err)
+		}
+		if more, err = os.ReadFile("/proc/thread-self/net/netstat"); err != nil {
+			return fmt.Errorf("read the further counters of TCP: %w", err)
 		}
 		if v6, err = os.ReadFile("/proc/thread-self/net/snmp6"); err != nil {
 			return fmt.Errorf("read the IPv6 counters: %w", err)
@@ -28,7 +31,7 @@ func Counters(in Enter) (map[string]uint64, error) {
 		return nil, err
 	}
 	counts := make(map[string]uint64)
-	lines := strings.Split(strings.TrimSpace(string(v4)), "\n")
+	lines := strings.Split(strings.TrimSpace(string(v4)+string(more)), "\n")
 	for i := 0; i+1 < len(lines); i += 2 { // a line of names, a line of values
 		names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
 		if len(names) != len(values) || names[0] != values[0] {

@@ -21,6 +21,7 @@ import (
 //	ONEWAY id number         remembered, never answered
 //	PUT octets seed          (TCP) that many octets follow; answered "SHA256 hex"
 //	GET octets seed          (TCP) answered with that many octets, then "SHA256 hex"
+//	PACE octets              (TCP) what follows leaves at so many octets a second; not answered
 //
 // HELLO and anything unknown are answered "SOURCE address:port request".
 const (
@@ -28,6 +29,7 @@ const (
 	wordOneWay = "ONEWAY"
 	wordPut    = "PUT"
 	wordGet    = "GET"
+	wordPace   = "PACE"
 	wordSource = "SOURCE"
 	wordSHA    = "SHA256"
 )

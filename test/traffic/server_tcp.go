@@ -51,6 +51,8 @@ func (s *Server) serveConn(conn net.Conn) {
 			reply, err = receiveBulk(reader, rest)
 		case wordGet:
 			reply, err = sendBulk(conn, rest)
+		case wordPace:
+			err = pace(conn.(*net.TCPConn), rest)
 		default:
 			reply = s.answer("tcp", source, line)
 		}
