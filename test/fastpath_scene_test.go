@@ -256,6 +256,28 @@ func (s *scene) answers(more uint64, drives ...*traffic.Drive) {
 	}
 }
 
+// likeNICs has every cable taken by NAPI, as NICs are, whatever programs are on it. Else
+// packets wait in a queue of each CPU, and a sender that moves to another one overtakes
+// itself; so does what comes next when a program is attached.
+func (s *scene) likeNICs() {
+	s.t.Helper()
+	nodes := []*lab.Node{s.LANSwitch, s.WANSwitch, s.Server}
+	nodes = append(nodes, s.Hosts...)
+	for _, r := range s.Routers() {
+		nodes = append(nodes, r.Node)
+	}
+	for _, n := range nodes {
+		links, err := n.Netlink().LinkList()
+		s.must(err)
+		for _, link := range links {
+			if link.Type() == "veth" {
+				_, err := n.Run(s.ctx, "ethtool", "-K", link.Attrs().Name, "gro", "on")
+				s.must(err)
+			}
+		}
+	}
+}
+
 // often does something at an interval until stop is called, which waits for it.
 func often(interval time.Duration, do func(i int)) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})

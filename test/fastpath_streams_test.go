@@ -4,6 +4,7 @@ package test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
@@ -17,126 +18,196 @@ import (
 	"vippin/test/traffic"
 )
 
-// streamsTurn is how long one turn of TestFastStreams lasts.
-const streamsTurn = 5 * time.Second
+// Streams at full speed are the same at both ends, and no connection breaks or moves,
+// while the fast path is taken from under them: by changes of routes and rules ten
+// times a second, by toggles, and by the end of the daemon, killed or not.
+func TestFastStreams(t *testing.T) {
+	s := setScene(t, "faststreams", lab.Options{Hosts: 1, SingleRouter: true, Fastpath: true})
+	s.watchLeaks(s.RA)
+	daemon := s.start(s.RA, onWAN)
+	s.awaitRole(s.RA, policy.RoleMaster)
+	s.awaitFast(s.RA)
+	// A daemon that is short of time lets a connection in late.
+	calm := s.fastWays(s.RA, func() { t.Logf("undisturbed: %s", s.streams(2*time.Second, vip, 0, nil)) })
+	s.wantFast(s.RA, calm, 20_000, 4)
+	tally := s.tally(s.RA)
+	t.Logf("disturbed: %s", s.streams(4*time.Second, vip, 0, func(ctx context.Context) { s.trouble(ctx, daemon, tally) }))
+	s.awaitFast(s.RA)
+	s.wantFast(s.RA, tally.look(), 10_000, 1)
+	s.close(s.lines(vip, 0)) // new ones are pinned as ever
+}
+
+// Segments are not sent again oftener than with the plain kernel, in the same trouble.
+// Streams are slow enough that no queue runs over, which is what most retransmissions
+// at full speed come from. Both kernels take turns, in the same lab, with the same
+// changes and commands: what is done to the fast path in one turn, is done in the
+// other to that of a router which carries nothing.
+func TestFastRetransmissions(t *testing.T) {
+	s := setScene(t, "fastagain", lab.Options{Hosts: 1, Fastpath: true})
+	s.must(s.RA.AddVIPs())
+	s.likeNICs()
+	s.watchLeaks(s.RA)
+	const length, pace, rounds = 4 * time.Second, 150e6 / 8, 2
+	troubled := func(r *lab.Router, role policy.Role, want lab.Ends) (t turn, w ways) {
+		daemon := s.start(r, onWAN)
+		s.awaitRole(r, role)
+		s.awaitFast(r)
+		tally := s.tally(r)
+		t = s.streams(length, want, pace, func(ctx context.Context) { s.trouble(ctx, daemon, tally) })
+		s.awaitFast(r)
+		w = tally.look()
+		s.must(daemon.Stop())
+		s.vippin(r, "unload")
+		s.t.Logf("vippin on %s: %s", r.Name, t)
+		return t, w
+	}
+	var plain, fast turn
+	var fastWays ways
+	for range rounds {
+		t, w := troubled(s.RB, policy.RoleBackup, own)
+		plain.add(t)
+		if w.forwarded > 0 {
+			s.t.Errorf("the idle router forwarded %d packets", w.forwarded)
+		}
+		t, w = troubled(s.RA, policy.RoleMaster, vip)
+		fast.add(t)
+		fastWays.forwarded += w.forwarded
+		fastWays.passed += w.passed
+	}
+	s.wantFast(s.RA, fastWays, 20_000, 1)
+	t.Logf("plain kernel: %s; fast path: %s", plain, fast)
+	if fast.lost() > plain.lost()+fewLost {
+		t.Errorf("%d segments were lost on the fast path, %d without it", fast.lost(), plain.lost())
+	}
+	if fast.again > plain.again+fewProbes {
+		t.Errorf("%d segments were sent again on the fast path, %d without it", fast.again, plain.again)
+	}
+}
+
+// Turns of one and the same kernel differ by so much, on a busy machine. In 400,000
+// segments 0 to 8 are probes (RFC 8985 section 7): the commands took the processor that the
+// receiver wanted, for longer than its sender waits. None of them was lost.
+const (
+	fewProbes = 16
+	fewLost   = 2
+)
 
 // turn is what TCP did during one.
 type turn struct {
-	octets      int64
-	retransmits uint64
-	segments    uint64
+	octets   int64
+	segments uint64
+	again    uint64 // segments that were sent once more
+	twice    uint64 // segments that the receiver had already (DSACK, RFC 2883)
 }
+
+// lost is how many segments had to be sent again.
+func (t turn) lost() uint64 { return t.again - min(t.again, t.twice) }
 
 func (t *turn) add(other turn) {
 	t.octets += other.octets
-	t.retransmits += other.retransmits
 	t.segments += other.segments
+	t.again += other.again
+	t.twice += other.twice
 }
 
-// share is how many segments of all were sent again. Queues run over in any lab.
-func (t turn) share() float64 { return float64(t.retransmits) / float64(max(t.segments, 1)) }
-
 func (t turn) String() string {
-	return fmt.Sprintf("%d MiB, %d of %d segments sent again", t.octets>>20, t.retransmits, t.segments)
+	return fmt.Sprintf("%d MiB, %d of %d segments sent again, %d of them lost", t.octets>>20, t.again, t.segments, t.lost())
 }
 
 // streams transfers for a while, over four connections at a time: both ways, by
-// IPv4 and IPv6. What arrives is compared with what was sent.
-func (s *scene) streams(host *lab.Node, want lab.Ends, meanwhile func(context.Context)) turn {
+// IPv4 and IPv6. What arrives is compared with what was sent. pace is octets a second
+// for each, or 0.
+func (s *scene) streams(length time.Duration, want lab.Ends, pace int, meanwhile func(context.Context)) turn {
 	s.t.Helper()
-	before := s.segments(host)
+	lines := s.lines(want, pace) // before anything is done to the pin, which would decide on them
+	defer s.close(lines)
+	before := s.segments()
 	var group errgroup.Group
 	var octets atomic.Int64
-	ctx, done := context.WithTimeout(s.ctx, streamsTurn)
+	ctx, done := context.WithTimeout(s.ctx, length)
 	defer done()
-	for _, ends := range [][2]netip.Addr{{lab.ServerFar.V4, want.V4}, {lab.ServerFar.V6, want.V6}} {
-		for _, transfer := range []func(*traffic.Line, int64) (traffic.Bulk, error){(*traffic.Line).Put, (*traffic.Line).Get} {
-			group.Go(func() error {
-				line, err := traffic.OpenLine(s.ctx, host.Do, netip.AddrPort{}, lab.Port(ends[0], serverPort))
+	for i, line := range lines {
+		transfer := line.Put
+		if i%2 == 1 {
+			transfer = line.Get
+		}
+		group.Go(func() error {
+			for ctx.Err() == nil {
+				bulk, err := transfer(4 << 20)
 				if err != nil {
 					return err
 				}
-				defer line.Close()
-				for ctx.Err() == nil {
-					bulk, err := transfer(line, 8<<20)
-					if err != nil {
-						return err
-					}
-					octets.Add(bulk.Octets)
-				}
-				if line.Source.Addr() != ends[1] {
-					return fmt.Errorf("a connection to %s arrived from %s, want %s", ends[0], line.Source, ends[1])
-				}
-				source, err := line.Ask()
-				if err == nil && source != line.Source {
-					err = fmt.Errorf("a connection moved from %s to %s", line.Source, source)
-				}
-				return err
-			})
-		}
+				octets.Add(bulk.Octets)
+			}
+			source, err := line.Ask()
+			if err == nil && source != line.Source {
+				err = fmt.Errorf("a connection moved from %s to %s", line.Source, source)
+			}
+			return err
+		})
 	}
 	if meanwhile != nil {
 		meanwhile(ctx)
 	}
 	s.must(group.Wait())
-	after := s.segments(host)
-	return turn{octets.Load(), after.retransmits - before.retransmits, after.segments - before.segments}
+	after := s.segments()
+	return turn{octets.Load(), after.segments - before.segments, after.again - before.again, after.twice - before.twice}
 }
 
-// segments are TCP's counters of both ends of what a host sends and gets.
-func (s *scene) segments(host *lab.Node) (t turn) {
+// lines opens two connections by each of IPv4 and IPv6, which must leave with a source.
+func (s *scene) lines(want lab.Ends, pace int) (lines []*traffic.Line) {
 	s.t.Helper()
-	for _, n := range []*lab.Node{host, s.Server} {
+	for _, ends := range [][2]netip.Addr{{lab.ServerFar.V4, want.V4}, {lab.ServerFar.V6, want.V6}} {
+		for range 2 {
+			remote := lab.Port(ends[0], serverPort)
+			line, err := traffic.OpenLine(s.ctx, s.Hosts[0].Do, netip.AddrPort{}, remote)
+			s.must(err)
+			lines = append(lines, line)
+			if line.Source.Addr() != ends[1] {
+				entry, err := s.entry(6, line.Local(), remote)
+				s.t.Errorf("a connection to %s arrived from %s, want %s; conntrack: %+v, %v; counted: %s",
+					remote, line.Source, ends[1], entry, err, s.unpinned(s.RA))
+			}
+			if pace > 0 {
+				s.must(line.Pace(pace))
+			}
+		}
+	}
+	return lines
+}
+
+func (s *scene) close(lines []*traffic.Line) {
+	s.t.Helper()
+	for _, line := range lines {
+		if err := line.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}
+}
+
+// unpinned says why a router's packets stayed unpinned, if a daemon is there to ask.
+func (s *scene) unpinned(r *lab.Router) string {
+	out, complaint, _ := s.Vippin(r, "pin", "ls", "-j")
+	var rows []policy.PinStatus
+	if err := json.Unmarshal([]byte(out), &rows); err != nil {
+		return fmt.Sprintf("%v: %s", err, complaint)
+	}
+	var text string
+	for _, row := range rows {
+		text += fmt.Sprintf("%s %v; ", row.VLAN, row.UnpinnedBy)
+	}
+	return text
+}
+
+// segments are TCP's counters of both ends of what the host sends and gets.
+func (s *scene) segments() (t turn) {
+	s.t.Helper()
+	for _, n := range []*lab.Node{s.Hosts[0], s.Server} {
 		counts, err := traffic.Counters(n.Do)
 		s.must(err)
-		t.add(turn{0, counts["TcpRetransSegs"], counts["TcpOutSegs"]})
+		t.add(turn{0, counts["TcpOutSegs"], counts["TcpRetransSegs"], counts["TcpExtTCPDSACKRecvSegs"]})
 	}
 	return t
-}
-
-// Streams at full speed are the same at both ends, and segments are not sent again
-// oftener than with the plain kernel, while the fast path is taken from under them:
-// by changes of routes and rules ten times a second, by toggles, and by the end of
-// the daemon, killed or not. Both kernels take turns, in the same lab; the changes
-// are made to the plain one as well.
-//
-// FULL=1 alone runs it: it takes both processors for half a minute, and now and then a
-// connection that begins right after the toggles leaves with the router's own address,
-// for a reason that is not known yet.
-func TestFastStreams(t *testing.T) {
-	if !full() {
-		t.Skip("runs with FULL=1")
-	}
-	opts := lab.Options{Hosts: 1, SingleRouter: true, Fastpath: true}
-	s := setScene(t, "faststreams", opts)
-	s.watchLeaks(s.RA)
-	var plain, fast turn
-	for range 2 {
-		plain.add(s.streams(s.Hosts[0], own, func(ctx context.Context) {
-			defer s.bumps(ctx)()
-			<-ctx.Done()
-		}))
-		daemon := s.start(s.RA, onWAN)
-		s.awaitRole(s.RA, policy.RoleMaster)
-		s.awaitFast(s.RA)
-		var calm, troubled turn
-		s.mostlyFast(s.RA, 100_000, func() { calm = s.streams(s.Hosts[0], vip, nil) })
-		tally := s.tally(s.RA)
-		troubled = s.streams(s.Hosts[0], vip, func(ctx context.Context) { s.trouble(ctx, daemon, tally) })
-		s.awaitFast(s.RA)
-		s.wantFast(s.RA, tally.look(), 20_000, 1)
-		s.t.Logf("undisturbed: %s; disturbed: %s", calm, troubled)
-		fast.add(calm)
-		fast.add(troubled)
-		s.must(daemon.Stop())
-		s.vippin(s.RA, "unload")
-	}
-	t.Logf("plain kernel: %s; fast path: %s", plain, fast)
-	// Most of them are lost in queues that run over, the more the faster it goes:
-	// turns of one and the same kernel differ by a factor of two.
-	if most := 3*plain.share() + 5e-4; fast.share() > most {
-		t.Errorf("%.3g of the segments were sent again on the fast path, %.3g without: want at most %.3g", fast.share(), plain.share(), most)
-	}
 }
 
 // bumps changes a route or a rule that is nobody's concern ten times a second.
@@ -152,19 +223,19 @@ func (s *scene) bumps(ctx context.Context) (stop func()) {
 	})
 }
 
-// trouble disturbs the fast path until ctx ends.
+// trouble disturbs the tally's router until ctx ends, and bumps ra.
 func (s *scene) trouble(ctx context.Context, daemon *lab.Proc, tally *tally) {
 	defer s.bumps(ctx)()
 	for i := 0; ctx.Err() == nil; i++ {
 		var err error
 		switch i % 4 {
 		case 0:
-			s.flip("pin", "off", "2")
-			s.flip("pin", "on", "2")
+			s.flip(tally.r, "pin", "off", "2")
+			s.flip(tally.r, "pin", "on", "2")
 		case 1:
 			tally.look()
-			s.flip("fastpath", "off")
-			s.flip("fastpath", "on")
+			s.flip(tally.r, "fastpath", "off")
+			s.flip(tally.r, "fastpath", "on")
 		case 2:
 			err = daemon.Kill9()
 		case 3:
@@ -173,7 +244,7 @@ func (s *scene) trouble(ctx context.Context, daemon *lab.Proc, tally *tally) {
 		if err == nil && !daemon.Alive() {
 			err = daemon.Restart()
 			if err == nil {
-				err = s.AwaitVippin(s.ctx, s.RA)
+				err = s.AwaitVippin(s.ctx, tally.r)
 			}
 		}
 		if err != nil {
@@ -188,8 +259,8 @@ func (s *scene) trouble(ctx context.Context, daemon *lab.Proc, tally *tally) {
 }
 
 // flip is a toggle that must succeed, from any goroutine.
-func (s *scene) flip(args ...string) {
-	if _, complaint, exit := s.Vippin(s.RA, args...); exit != 0 {
+func (s *scene) flip(r *lab.Router, args ...string) {
+	if _, complaint, exit := s.Vippin(r, args...); exit != 0 {
 		s.t.Errorf("vippin %q: exit %d: %s", args, exit, complaint)
 	}
 }
