@@ -33,7 +33,7 @@ func TestFastStreams(t *testing.T) {
 	tally := s.tally(s.RA)
 	t.Logf("disturbed: %s", s.streams(4*time.Second, vip, 0, func(ctx context.Context) { s.trouble(ctx, daemon, tally) }))
 	s.awaitFast(s.RA)
-	s.wantFast(s.RA, tally.look(), 10_000, 1)
+	s.wantFast(s.RA, tally.look(), 10_000, 0)
 	s.close(s.lines(vip, 0)) // new ones are pinned as ever
 }
 
@@ -48,33 +48,28 @@ func TestFastRetransmissions(t *testing.T) {
 	s.likeNICs()
 	s.watchLeaks(s.RA)
 	const length, pace, rounds = 4 * time.Second, 150e6 / 8, 2
-	troubled := func(r *lab.Router, role policy.Role, want lab.Ends) (t turn, w ways) {
+	troubled := func(r *lab.Router, role policy.Role, want lab.Ends) turn {
 		daemon := s.start(r, onWAN)
 		s.awaitRole(r, role)
 		s.awaitFast(r)
 		tally := s.tally(r)
-		t = s.streams(length, want, pace, func(ctx context.Context) { s.trouble(ctx, daemon, tally) })
+		tcp := s.streams(length, want, pace, func(ctx context.Context) { s.trouble(ctx, daemon, tally) })
 		s.awaitFast(r)
-		w = tally.look()
+		if w := tally.look(); r == s.RA {
+			s.wantFast(r, w, 20_000, 0)
+		} else if w.forwarded > 0 {
+			s.t.Errorf("the router that carries nothing forwarded %d packets", w.forwarded)
+		}
 		s.must(daemon.Stop())
 		s.vippin(r, "unload")
-		s.t.Logf("vippin on %s: %s", r.Name, t)
-		return t, w
+		s.t.Logf("vippin on %s: %s", r.Name, tcp)
+		return tcp
 	}
 	var plain, fast turn
-	var fastWays ways
 	for range rounds {
-		t, w := troubled(s.RB, policy.RoleBackup, own)
-		plain.add(t)
-		if w.forwarded > 0 {
-			s.t.Errorf("the idle router forwarded %d packets", w.forwarded)
-		}
-		t, w = troubled(s.RA, policy.RoleMaster, vip)
-		fast.add(t)
-		fastWays.forwarded += w.forwarded
-		fastWays.passed += w.passed
+		plain.add(troubled(s.RB, policy.RoleBackup, own))
+		fast.add(troubled(s.RA, policy.RoleMaster, vip))
 	}
-	s.wantFast(s.RA, fastWays, 20_000, 1)
 	t.Logf("plain kernel: %s; fast path: %s", plain, fast)
 	if fast.lost() > plain.lost()+fewLost {
 		t.Errorf("%d segments were lost on the fast path, %d without it", fast.lost(), plain.lost())
@@ -84,9 +79,9 @@ func TestFastRetransmissions(t *testing.T) {
 	}
 }
 
-// Turns of one and the same kernel differ by so much, on a busy machine. In 400,000
-// segments 0 to 8 are probes (RFC 8985 section 7): the commands took the processor that the
-// receiver wanted, for longer than its sender waits. None of them was lost.
+// Turns of one and the same kernel differ by so much on a busy machine: up to 11 of
+// 400,000 segments were probes (RFC 8985 section 7), sent because the commands took the
+// processor that the receiver wanted. None was lost; but a DSACK may be.
 const (
 	fewProbes = 16
 	fewLost   = 2
