@@ -37,7 +37,8 @@ func TestFastStreams(t *testing.T) {
 	s.close(s.lines(vip, 0)) // new ones are pinned as ever
 }
 
-// Segments are not sent again oftener than with the plain kernel, in the same trouble.
+// Segments are not lost, sent again or out of order oftener than with the plain kernel,
+// in the same trouble.
 // Streams are slow enough that no queue runs over, which is what most retransmissions
 // at full speed come from. Both kernels take turns, in the same lab, with the same
 // changes and commands: what is done to the fast path in one turn, is done in the
@@ -71,21 +72,23 @@ func TestFastRetransmissions(t *testing.T) {
 		fast.add(troubled(s.RA, policy.RoleMaster, vip))
 	}
 	t.Logf("plain kernel: %s; fast path: %s", plain, fast)
-	if fast.lost() > plain.lost()+fewLost {
-		t.Errorf("%d segments were lost on the fast path, %d without it", fast.lost(), plain.lost())
-	}
-	if fast.again > plain.again+fewProbes {
-		t.Errorf("%d segments were sent again on the fast path, %d without it", fast.again, plain.again)
+	for _, c := range []struct {
+		what              string
+		fast, plain, more uint64
+	}{
+		// A DSACK may be lost; segments never were, in 40 runs.
+		{"were lost", fast.lost(), plain.lost(), 2},
+		// Up to 11 were probes (RFC 8985 section 7), with either kernel, since the commands
+		// took the processor that the receiver wanted.
+		{"were sent again", fast.again, plain.again, 16},
+		// Up to 2 did while a flow went from the stack to XDP: GRO held the one before.
+		{"overtook another", fast.early, plain.early, 32},
+	} {
+		if c.fast > c.plain+c.more {
+			t.Errorf("%d segments %s on the fast path, %d without it", c.fast, c.what, c.plain)
+		}
 	}
 }
-
-// Turns of one and the same kernel differ by so much on a busy machine: up to 11 of
-// 400,000 segments were probes (RFC 8985 section 7), sent because the commands took the
-// processor that the receiver wanted. None was lost; but a DSACK may be.
-const (
-	fewProbes = 16
-	fewLost   = 2
-)
 
 // turn is what TCP did during one.
 type turn struct {
@@ -93,6 +96,7 @@ type turn struct {
 	segments uint64
 	again    uint64 // segments that were sent once more
 	twice    uint64 // segments that the receiver had already (DSACK, RFC 2883)
+	early    uint64 // segments that came before an earlier one
 }
 
 // lost is how many segments had to be sent again.
@@ -103,10 +107,12 @@ func (t *turn) add(other turn) {
 	t.segments += other.segments
 	t.again += other.again
 	t.twice += other.twice
+	t.early += other.early
 }
 
 func (t turn) String() string {
-	return fmt.Sprintf("%d MiB, %d of %d segments sent again, %d of them lost", t.octets>>20, t.again, t.segments, t.lost())
+	return fmt.Sprintf("%d MiB, %d of %d segments sent again, %d of them lost; %d overtook another",
+		t.octets>>20, t.again, t.segments, t.lost(), t.early)
 }
 
 // streams transfers for a while, over four connections at a time: both ways, by
@@ -146,7 +152,10 @@ func (s *scene) streams(length time.Duration, want lab.Ends, pace int, meanwhile
 	}
 	s.must(group.Wait())
 	after := s.segments()
-	return turn{octets.Load(), after.segments - before.segments, after.again - before.again, after.twice - before.twice}
+	return turn{
+		octets.Load(), after.segments - before.segments,
+		after.again - before.again, after.twice - before.twice, after.early - before.early,
+	}
 }
 
 // lines opens two connections by each of IPv4 and IPv6, which must leave with a source.
@@ -200,7 +209,10 @@ func (s *scene) segments() (t turn) {
 	for _, n := range []*lab.Node{s.Hosts[0], s.Server} {
 		counts, err := traffic.Counters(n.Do)
 		s.must(err)
-		t.add(turn{0, counts["TcpOutSegs"], counts["TcpRetransSegs"], counts["TcpExtTCPDSACKRecvSegs"]})
+		t.add(turn{
+			0, counts["TcpOutSegs"],
+			counts["TcpRetransSegs"], counts["TcpExtTCPDSACKRecvSegs"], counts["TcpExtTCPOFOQueue"],
+		})
 	}
 	return t
 }
