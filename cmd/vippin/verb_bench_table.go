@@ -130,7 +130,7 @@ random, until the sink has it, at half the rate that the case takes. ` + "`vippi
 // benchMarkdown is the document: tables, and the plot if there is one.
 func benchMarkdown(report policy.BenchReport, file, plot string) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "# What a packet costs\n\nMade by `make bench` on: %s.\n\n%s\n", report.Machine, benchExplanation)
+	fmt.Fprintf(&text, "# What a packet costs\n\nMade by `vippin bench` (flags: Makefile) on: %s.\n\n%s\n", report.Machine, benchExplanation)
 	for _, note := range benchNotes(report) {
 		fmt.Fprintf(&text, "%s\n\n", note)
 	}
