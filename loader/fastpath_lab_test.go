@@ -19,7 +19,12 @@ import (
 // their checksums themselves: a redirect loses what hardware is to do.
 func newForwardingLab(t *testing.T) *lab {
 	t.Helper()
-	l := newLab(t)
+	return newForwardingLabAt(t, 0, 0)
+}
+
+func newForwardingLabAt(t *testing.T, lan, wan int) *lab {
+	t.Helper()
+	l := newLabAt(t, lan, wan)
 	for _, feature := range []string{groFeature, checksums} {
 		for _, ns := range []netns.NsHandle{l.lan, l.wan} {
 			err := inNamespace(ns, func() error { return ethtool.Switch("peer", feature, feature == groFeature) })

@@ -39,10 +39,16 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
+	return newLabAt(t, 0, 0)
+}
+
+// newLabAt gives the router's interfaces these numbers; 0: any.
+func newLabAt(t *testing.T, lanIndex, wanIndex int) *lab {
+	t.Helper()
 	router := enterNamespace(t)
 	l := &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
-	l.lan = l.side(t, router, "lan0", "192.168.1.1/24", "192.168.1.10/24", "192.168.1.11/24")
-	l.wan = l.side(t, router, "wan0", "198.51.100.3/24", "198.51.100.9/24")
+	l.lan = l.sideAt(t, router, lanIndex, "lan0", "192.168.1.1/24", "192.168.1.10/24", "192.168.1.11/24")
+	l.wan = l.sideAt(t, router, wanIndex, "wan0", "198.51.100.3/24", "198.51.100.9/24")
 	inside := func() error {
 		return netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 168, 1, 1)})
 	}
@@ -63,6 +69,11 @@ func newLab(t *testing.T) *lab {
 // side makes a namespace and a cable to it.
 func (l *lab) side(t *testing.T, router netns.NsHandle, name, ours string, theirs ...string) netns.NsHandle {
 	t.Helper()
+	return l.sideAt(t, router, 0, name, ours, theirs...)
+}
+
+func (l *lab) sideAt(t *testing.T, router netns.NsHandle, ifindex int, name, ours string, theirs ...string) netns.NsHandle {
+	t.Helper()
 	ns, err := netns.New() // and enters it
 	if err == nil {
 		err = netns.Set(router)
@@ -71,7 +82,11 @@ func (l *lab) side(t *testing.T, router netns.NsHandle, name, ours string, their
 		t.Fatalf("make network namespace: %v", err)
 	}
 	t.Cleanup(func() { _ = ns.Close() })
-	addVeth(t, name, "peer")
+	if ifindex == 0 {
+		addVeth(t, name, "peer")
+	} else {
+		addVethAt(t, ifindex, name, "peer")
+	}
 	peer := up(t, "peer")
 	if err := netlink.LinkSetNsFd(peer, int(ns)); err != nil {
 		t.Fatal(err)
