@@ -45,6 +45,7 @@ func (f *Fastpath) attach(scene fastScene) ([]policy.FastpathDevice, error) {
 	if err := f.retire(devices); err != nil {
 		return nil, fmt.Errorf("detach the fast path: %w", err)
 	}
+	f.meetRules(&scene, devices)
 	if err := f.enter(devices); err != nil {
 		return nil, fmt.Errorf("attach the fast path: %w", err)
 	}

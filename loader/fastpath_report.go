@@ -67,8 +67,11 @@ func (f *Fastpath) State() (policy.FastpathState, error) {
 		Loosened: f.loosened(),
 	}
 	_, out.PaceWhy = f.pace()
-	if out.Open && !f.alive(&state) {
+	switch queues := f.queues(); {
+	case out.Open && !f.alive(&state):
 		out.Open, out.Closed = false, "the daemon gives no sign of life"
+	case !out.Open && queues != "":
+		out.Closed = queues + policy.FastpathQueues
 	}
 	var errs [5]error
 	out.Flows, errs[0] = f.tables.valid()

@@ -36,9 +36,11 @@ type firewallExpr struct {
 type firewallSet struct {
 	chainKey
 	flags    uint32
-	verdicts bool // a map of verdicts
-	judges   bool // by more than the elements: each has a quota or the like
-	read     bool // elements are those that it has
+	keyLen   uint32 // octets
+	verdicts bool   // a map of verdicts
+	judges   bool   // by more than the elements: each has a quota or the like
+	read     bool   // elements are those that it has
+	others   bool   // one of them is for all keys that have none
 	elements []firewallElement
 }
 
@@ -145,6 +147,8 @@ func (w *firewall) addSet(family nftables.TableFamily, a *mdnetlink.AttributeDec
 			set.name = a.String()
 		case unix.NFTA_SET_FLAGS:
 			set.flags = a.Uint32()
+		case unix.NFTA_SET_KEY_LEN:
+			set.keyLen = a.Uint32()
 		case unix.NFTA_SET_DATA_TYPE:
 			set.verdicts = a.Uint32() == setVerdicts
 		case setExpr:
@@ -218,7 +222,9 @@ func (s *firewallSet) readElements() error {
 			if a.Type() == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				a.Nested(func(list *mdnetlink.AttributeDecoder) error {
 					for list.Next() {
-						s.elements = append(s.elements, readElement(list))
+						e := readElement(list)
+						s.others = s.others || len(e.key) == 0
+						s.elements = append(s.elements, e)
 					}
 					return nil
 				})
@@ -229,6 +235,14 @@ func (s *firewallSet) readElements() error {
 		return fmt.Errorf("read set %s of the firewall: %w", s.name, err)
 	}
 	return nil
+}
+
+// changes tells whether elements come and go without an event.
+func (s *firewallSet) changes() bool { return s.flags&(unix.NFT_SET_TIMEOUT|unix.NFT_SET_EVAL) != 0 }
+
+// exact tells whether a key finds the element with that key, or none.
+func (s *firewallSet) exact() bool {
+	return s.read && !s.others && !s.changes() && s.flags&unix.NFT_SET_INTERVAL == 0
 }
 
 func readElement(list *mdnetlink.AttributeDecoder) (e firewallElement) {

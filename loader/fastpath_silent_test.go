@@ -30,6 +30,11 @@ var firewalls = []struct {
 	{"limit of others than established", inForward("ct state { new, untracked } limit rate 10/second accept"), ""},
 	{"limit of some that are established", inForward("ct state { new, established } limit rate 10/second accept"), "limit"},
 	{"limit of established ones", inForward("ct state established limit rate over 1 mbytes/second drop"), "limit"},
+	{"limit of established ones of a host", inForward("ct state established ip saddr 198.51.100.1 limit rate 1/second accept"), "limit"},
+	{"limit of some of those that are not new", inForward("ct state != new tcp dport 22 limit rate 1/second accept"), "limit"},
+	{"limit of some states and ports", inForward("ct state . tcp dport { established . 22, new . 80 } limit rate 1/second accept"), "limit"},
+	{"limit behind a map of states and ports", `table inet filter { chain odd { limit rate 1/second accept; }
+		chain forward { type filter hook forward priority 0; ct state . tcp dport vmap { established . 22 : jump odd }; } }`, "limit in inet filter odd"},
 	{"limit of what is not new", inForward("ct state != new limit rate 10/second accept"), "limit"},
 	{"limit after established ones have gone", inForward("ct state established,related counter accept\nlimit rate 10/second accept"), ""},
 	{"limit after some have gone", inForward("iifname \"lan0\" ct state established accept\nlimit rate 10/second accept"), "limit"},
@@ -108,10 +113,11 @@ func TestSilentFirewall(t *testing.T) {
 	enterNamespace(t)
 	for _, c := range firewalls {
 		nft(t, "flush ruleset\n"+strings.ReplaceAll(c.rules, "} }", "}\n}")) // nft wants it so
-		why, err := silentFirewall()
+		found, err := readFindings(nil)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
+		why := found.why()
 		if c.want == "" && why != "" || !strings.Contains(why, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, why, c.want)
 		}
@@ -139,16 +145,25 @@ func TestSilentIptables(t *testing.T) {
 		{"ip6tables-nft -A FORWARD -m time --timestart 08:00 -j DROP", "iptables match time in ip6 filter FORWARD"},
 		{"iptables-nft -t mangle -A FORWARD -j TTL --ttl-set 64", "iptables target TTL in ip mangle FORWARD"},
 		{"iptables-nft -A FORWARD -m statistic --mode random --probability 0.5 -j DROP", "iptables match statistic"},
+		{"iptables-nft -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", ""},
+		{"iptables-nft -A FORWARD -m state --state ESTABLISHED -j ACCEPT", ""},
+		{"iptables-nft -A FORWARD -m conntrack --ctstate NEW -m quota --quota 1000 -j ACCEPT", ""},
+		{"iptables-nft -A FORWARD -m conntrack --ctstate ESTABLISHED -m quota --quota 1000 -j ACCEPT", "iptables match quota"},
+		{"iptables-nft -A FORWARD -m conntrack ! --ctstate NEW -m quota --quota 1000 -j ACCEPT", "iptables match quota"},
+		{"iptables-nft -A FORWARD -m conntrack --ctstate SNAT -j ACCEPT", "iptables match conntrack"},
+		{"iptables-nft -A FORWARD -m conntrack --ctstate ESTABLISHED --ctexpire 10:20 -j ACCEPT", "iptables match conntrack"},
+		{"iptables-nft -t raw -A PREROUTING -m conntrack --ctstate ESTABLISHED -j ACCEPT", "iptables match conntrack"},
 		{"iptables-nft -A FORWARD -m limit --limit 1/s -j ACCEPT", "limit in ip filter FORWARD"},
 		{"ip6tables-legacy -t mangle -L", "ip6tables-legacy table mangle"},
 		{"iptables-legacy -A FORWARD -s 198.51.100.1 -j DROP", "iptables-legacy table filter, ip6tables-legacy table mangle"},
 	} {
 		nft(t, "flush ruleset")
 		command(t, c.line)
-		why, err := silentFirewall()
+		found, err := readFindings(nil)
 		if err != nil {
 			t.Errorf("%s: %v", c.line, err)
 		}
+		why := found.why()
 		if c.want == "" && why != "" || !strings.Contains(why, c.want) {
 			t.Errorf("%s: %q, want %q", c.line, why, c.want)
 		}

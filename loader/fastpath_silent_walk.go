@@ -10,22 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// silent names a rule that may treat two packets of an established connection
-// differently although no event came between them; "": there is none. Only rules that
-// such packets get to, on their way through the router, count.
-func (w *firewall) silent() string {
+// firewallFindings name rules that packets of established connections get to, on their
+// way through the router; "": there is none.
+type firewallFindings struct {
+	silent string // may treat two of them differently although no event came between them
+	meters string // does so, since it goes by how many packets it sees
+	queues string // hands them to a program
+}
+
+// look finds what packets meet that come in and leave by these interfaces.
+func (w *firewall) look(devices *firewallDevices) (found firewallFindings) {
 	for _, tracked := range []bool{true, false} {
-		walk := firewallWalk{firewall: w, tracked: tracked, ends: make(map[*firewallChain]bool)}
+		walk := firewallWalk{firewall: w, devices: devices, tracked: tracked, ends: make(map[*firewallChain]bool), found: &found}
 		for _, chain := range w.order {
 			if chain.forwards() && chain.tracked() == tracked {
 				walk.chain(chain)
 			}
 		}
-		if walk.why != "" {
-			return walk.why
-		}
 	}
-	return ""
+	return found
 }
 
 // forwards tells whether forwarded packets of established connections meet a base
@@ -62,15 +65,18 @@ func (c *firewallChain) tracked() bool {
 // firewallWalk follows a packet whose ct state is established.
 type firewallWalk struct {
 	*firewall
+	devices *firewallDevices // that it comes in and leaves by; nil: any
 	tracked bool
 	ends    map[*firewallChain]bool // by chain that was walked: no such packet returns
-	why     string                  // found
+	found   *firewallFindings
 }
 
-// NF_DROP and NF_ACCEPT, include/uapi/linux/netfilter.h.
+// NF_DROP, NF_ACCEPT, NF_QUEUE and NF_VERDICT_MASK, include/uapi/linux/netfilter.h.
 const (
-	nfDrop   = 0
-	nfAccept = 1
+	nfDrop    = 0
+	nfAccept  = 1
+	nfQueue   = 3
+	nfVerdict = 0xff
 )
 
 // established is that state in a register, NF_CT_STATE_BIT(IP_CT_ESTABLISHED).
@@ -83,12 +89,8 @@ func (w *firewallWalk) chain(chain *firewallChain) (ends bool) {
 	}
 	w.ends[chain] = false
 	for _, rule := range chain.rules {
-		r := firewallRule{firewallWalk: w, at: chain, all: true, known: make(map[uint32][]byte)}
-		fate := r.walk(rule)
-		if w.why != "" {
-			return false
-		}
-		if fate != goesOn {
+		r := firewallRule{firewallWalk: w, at: chain, all: true, known: make(map[uint32]firewallRegister)}
+		if fate := r.walk(rule); fate != goesOn {
 			w.ends[chain] = fate == isOver
 			break
 		}
@@ -109,15 +111,27 @@ const (
 type firewallRule struct {
 	*firewallWalk
 	at    *firewallChain
-	all   bool              // every packet gets to this expression
-	known map[uint32][]byte // what registers hold, by slot
+	all   bool                        // every packet gets to this expression
+	known map[uint32]firewallRegister // by slot
+}
+
+// firewallRegister is what is known of what a register holds: its value, or that it is
+// one of these, which are of interfaces.
+type firewallRegister struct {
+	value []byte
+	among []string
+}
+
+// areKeys tells whether a register holds all of a set's key, and it is of an interface.
+func (h firewallRegister) areKeys(set *firewallSet) bool {
+	return len(h.among) > 0 && len(h.among[0]) == int(set.keyLen)
 }
 
 func (r *firewallRule) walk(rule []firewallExpr) ruleFate {
 	for i := range rule {
 		e := &rule[i]
 		fate, matches := r.expr(e)
-		if r.why != "" || !matches || fate != goesOn {
+		if !matches || fate != goesOn {
 			return fate
 		}
 	}
@@ -145,7 +159,14 @@ func (r *firewallRule) expr(e *firewallExpr) (fate ruleFate, matches bool) {
 			_, verdict := readData(data)
 			return r.verdict(verdict), true
 		}
+		clear(r.known)
 		return goesOn, true
+	case "queue":
+		return r.queue("queue"), true
+	case "match":
+		return goesOn, r.match(e)
+	case "target":
+		return r.target(e), true
 	case "ct":
 		return goesOn, r.ct(e)
 	case "meta":
@@ -163,28 +184,62 @@ func (r *firewallRule) expr(e *firewallExpr) (fate ruleFate, matches bool) {
 		return goesOn, true
 	}
 	if !stateless[e.name] {
-		r.found(exprWords(e))
+		r.suspect(e)
 	}
 	r.all = false
+	clear(r.known)
 	return goesOn, true
 }
 
-func (r *firewallRule) found(what string) {
-	if r.why == "" {
-		r.why = fmt.Sprintf("nft rule with %s in %s %s %s", what, familyWord(r.at.family), r.at.table, r.at.name)
+// suspect notes an expression that is not stateless, or not known to be.
+func (r *firewallRule) suspect(e *firewallExpr) {
+	const dynsetExpr, dynsetExpressions = 7, 10 // NFTA_DYNSET_*
+	switch e.name {
+	case "limit", "quota":
+		r.meter(e.name)
+	case "dynset":
+		const what = "a set that packets fill"
+		_, one := e.bytes(dynsetExpr)
+		_, several := e.bytes(dynsetExpressions)
+		if one || several {
+			r.meter(what)
+			return
+		}
+		r.silent(what)
+	default:
+		r.silent(e.name)
 	}
 }
 
-// exprWords name an expression that is not stateless, or not known to be.
-func exprWords(e *firewallExpr) string {
-	const name = 1 // NFTA_MATCH_NAME, NFTA_TARGET_NAME
-	switch e.name {
-	case "match", "target":
-		return fmt.Sprintf("iptables %s %s", e.name, e.text(name))
-	case "dynset":
-		return "a set that packets fill"
+func (r *firewallRule) silent(what string) { r.note(&r.found.silent, what) }
+
+func (r *firewallRule) meter(what string) {
+	r.silent(what)
+	r.note(&r.found.meters, what)
+}
+
+// queue is a verdict: packets go on at the next chain when the program lets them.
+// Those of bridges do not take the fast path.
+func (r *firewallRule) queue(what string) ruleFate {
+	r.silent(what)
+	if r.at.family != nftables.TableFamilyBridge {
+		r.note(&r.found.queues, what)
 	}
-	return e.name
+	return r.leaves(isOver)
+}
+
+// leaves is where packets are that get to this expression, and those that do not.
+func (r *firewallRule) leaves(fate ruleFate) ruleFate {
+	if r.all {
+		return fate
+	}
+	return goesOn
+}
+
+func (r *firewallRule) note(finding *string, what string) {
+	if *finding == "" {
+		*finding = fmt.Sprintf("nft rule with %s in %s %s %s", what, familyWord(r.at.family), r.at.table, r.at.name)
+	}
 }
 
 func familyWord(family nftables.TableFamily) string {
@@ -207,14 +262,14 @@ func (r *firewallRule) ct(e *firewallExpr) (matches bool) {
 	switch what {
 	case unix.NFT_CT_STATE:
 		if r.tracked {
-			r.known[slot(register)] = native32(established)
+			r.known[slot(register)] = firewallRegister{value: native32(established)}
 			return true
 		}
 	case unix.NFT_CT_DIRECTION, unix.NFT_CT_STATUS, unix.NFT_CT_HELPER, unix.NFT_CT_L3PROTOCOL, unix.NFT_CT_SRC, unix.NFT_CT_DST,
 		unix.NFT_CT_PROTOCOL, unix.NFT_CT_PROTO_SRC, unix.NFT_CT_PROTO_DST, unix.NFT_CT_ZONE, unix.NFT_CT_ID,
 		unix.NFT_CT_SRC_IP, unix.NFT_CT_DST_IP, unix.NFT_CT_SRC_IP6, unix.NFT_CT_DST_IP6:
 	default:
-		r.found(ctWords(what))
+		r.silent(ctWords(what))
 	}
 	r.all = false
 	return true
@@ -256,19 +311,26 @@ func (r *firewallRule) meta(e *firewallExpr) {
 	delete(r.known, slot(register))
 	r.all = false
 	switch what {
-	case unix.NFT_META_LEN, unix.NFT_META_PROTOCOL, unix.NFT_META_PRIORITY, unix.NFT_META_MARK, unix.NFT_META_IIF, unix.NFT_META_OIF,
-		unix.NFT_META_IIFNAME, unix.NFT_META_OIFNAME, unix.NFT_META_IIFTYPE, unix.NFT_META_OIFTYPE, unix.NFT_META_NFTRACE,
+	case unix.NFT_META_IIF, unix.NFT_META_OIF:
+		if r.devices != nil {
+			r.known[slot(register)] = firewallRegister{among: r.devices.numbers}
+		}
+	case unix.NFT_META_IIFNAME, unix.NFT_META_OIFNAME:
+		if r.devices != nil {
+			r.known[slot(register)] = firewallRegister{among: r.devices.names}
+		}
+	case unix.NFT_META_LEN, unix.NFT_META_PROTOCOL, unix.NFT_META_PRIORITY, unix.NFT_META_MARK, unix.NFT_META_IIFTYPE, unix.NFT_META_OIFTYPE, unix.NFT_META_NFTRACE,
 		unix.NFT_META_RTCLASSID, unix.NFT_META_NFPROTO, unix.NFT_META_L4PROTO, unix.NFT_META_BRI_IIFNAME, unix.NFT_META_BRI_OIFNAME,
 		unix.NFT_META_PKTTYPE, unix.NFT_META_IIFGROUP, unix.NFT_META_OIFGROUP,
 		metaSecpath, metaIIFKind, metaOIFKind, metaPVID, metaVProto, metaSDIF, metaSDName:
 	case metaTimeNS, metaTimeDay, metaHour:
-		r.found("meta time")
+		r.silent("meta time")
 	case unix.NFT_META_PRANDOM:
-		r.found("meta random")
+		r.silent("meta random")
 	case unix.NFT_META_CPU:
-		r.found("meta cpu")
+		r.silent("meta cpu")
 	default:
-		r.found(fmt.Sprintf("meta key %d", what))
+		r.silent(fmt.Sprintf("meta key %d", what))
 	}
 }
 
@@ -278,9 +340,9 @@ func (r *firewallRule) mask(e *firewallExpr) {
 	to, _ := e.uint32(unix.NFTA_BITWISE_DREG)
 	mask, hasMask := e.data4(unix.NFTA_BITWISE_MASK)
 	xor, hasXor := e.data4(unix.NFTA_BITWISE_XOR)
-	value, known := r.known[slot(from)]
+	value := r.known[slot(from)].value
 	delete(r.known, slot(to))
-	if !known || !hasMask || !hasXor {
+	if len(value) != 4 || !hasMask || !hasXor {
 		r.all = false
 		return
 	}
@@ -288,7 +350,7 @@ func (r *firewallRule) mask(e *firewallExpr) {
 	for i := range result {
 		result[i] = value[i]&mask[i] ^ xor[i]
 	}
-	r.known[slot(to)] = result
+	r.known[slot(to)] = firewallRegister{value: result}
 }
 
 // data4 is a value of 4 octets among the attributes.
@@ -302,51 +364,61 @@ func (e *firewallExpr) data4(kind uint16) ([]byte, bool) {
 func (r *firewallRule) compare(e *firewallExpr) (matches bool) {
 	register, _ := e.uint32(unix.NFTA_CMP_SREG)
 	op, _ := e.uint32(unix.NFTA_CMP_OP)
-	data, ok := e.data4(unix.NFTA_CMP_DATA)
-	value, known := r.known[slot(register)]
-	if known && ok {
+	data, _ := e.bytes(unix.NFTA_CMP_DATA)
+	with, _ := readData(data)
+	holds := r.known[slot(register)]
+	if len(holds.value) > 0 && len(holds.value) == len(with) {
 		switch op {
 		case unix.NFT_CMP_EQ:
-			return bytes.Equal(value, data)
+			return bytes.Equal(holds.value, with)
 		case unix.NFT_CMP_NEQ:
-			return !bytes.Equal(value, data)
+			return !bytes.Equal(holds.value, with)
 		}
 	}
 	r.all = false
-	return true
+	return holds.among == nil || op != unix.NFT_CMP_EQ || isAmong(with, holds.among)
 }
 
 // lookup is in a set, or in a map of verdicts or values.
 func (r *firewallRule) lookup(e *firewallExpr) (fate ruleFate, matches bool) {
 	name := e.text(unix.NFTA_LOOKUP_SET)
 	set := r.sets[chainKey{r.at.family, r.at.table, name}]
-	switch {
-	case set == nil || set.flags&(unix.NFT_SET_TIMEOUT|unix.NFT_SET_EVAL) != 0:
-		r.found("set " + name + ", whose elements come and go,")
-		return goesOn, true
-	case set.judges:
-		r.found("set " + name + ", whose elements have a state,")
-		return goesOn, true
-	}
 	from, _ := e.uint32(unix.NFTA_LOOKUP_SREG)
+	to, maps := e.uint32(unix.NFTA_LOOKUP_DREG)
 	flags, _ := e.uint32(unix.NFTA_LOOKUP_FLAGS)
 	inverted := flags&1 != 0 // NFT_LOOKUP_F_INV
-	value, known := r.known[slot(from)]
-	known = known && set.read && set.flags&unix.NFT_SET_INTERVAL == 0
-	to, maps := e.uint32(unix.NFTA_LOOKUP_DREG)
+	holds := r.known[slot(from)]
 	if maps && to != unix.NFT_REG_VERDICT {
 		delete(r.known, slot(to))
 	}
-	if !known {
+	if set == nil || set.changes() {
+		r.silent("set " + name + ", whose elements come and go,")
+	} else if set.judges {
+		r.meter("set " + name + ", whose elements have a state,")
+	}
+	switch {
+	case set == nil:
 		r.all = false
-		for _, element := range set.elements {
+		return goesOn, true
+	case len(holds.value) > 0 && len(holds.value) == int(set.keyLen) && set.exact():
+		return r.find(set, holds.value, maps && to == unix.NFT_REG_VERDICT, inverted)
+	}
+	r.all = false
+	every := inverted || !set.exact() || !holds.areKeys(set)
+	for _, element := range set.elements {
+		if every || isAmong(element.key, holds.among) {
+			matches = true
 			r.verdict(element.verdict)
 		}
-		return goesOn, true
 	}
+	return goesOn, every || matches
+}
+
+// find looks a value up that every packet has.
+func (r *firewallRule) find(set *firewallSet, value []byte, verdicts, inverted bool) (fate ruleFate, matches bool) {
 	for _, element := range set.elements {
 		if bytes.Equal(element.key, value) {
-			if maps && to == unix.NFT_REG_VERDICT {
+			if verdicts {
 				return r.verdict(element.verdict), true
 			}
 			return goesOn, !inverted
@@ -365,41 +437,45 @@ func (r *firewallRule) object(e *firewallExpr) {
 	}[kind]
 	switch {
 	case !fixed:
-		r.found("a map of objects")
+		clear(r.known)
+		r.silent("a map of objects")
 	case kind == unix.NFT_OBJECT_COUNTER, kind == unix.NFT_OBJECT_CT_HELPER, kind == unix.NFT_OBJECT_CT_TIMEOUT, kind == unix.NFT_OBJECT_SECMARK:
+	case kind == unix.NFT_OBJECT_QUOTA, kind == unix.NFT_OBJECT_LIMIT:
+		r.meter(name + " " + e.text(unix.NFTA_OBJREF_IMM_NAME))
 	case name != "":
-		r.found(name + " " + e.text(unix.NFTA_OBJREF_IMM_NAME))
+		r.silent(name + " " + e.text(unix.NFTA_OBJREF_IMM_NAME))
 	default:
-		r.found(fmt.Sprintf("object of type %d", kind))
+		r.silent(fmt.Sprintf("object of type %d", kind))
 	}
 	r.all = false
 }
 
 // verdict follows a verdict. Packets that do not get to it go on.
 func (r *firewallRule) verdict(v firewallVerdict) ruleFate {
-	fate := goesOn
 	switch v.code {
-	case nfAccept, nfDrop:
-		fate = isOver
+	case unix.NFT_CONTINUE, unix.NFT_BREAK:
+		return goesOn
 	case unix.NFT_RETURN:
-		fate = returns
+		return r.leaves(returns)
 	case unix.NFT_JUMP, unix.NFT_GOTO:
 		chain := r.chains[chainKey{r.at.family, r.at.table, v.chain}]
-		if chain == nil {
-			r.found("a jump to a chain that is not known")
+		switch {
+		case chain == nil:
+			r.silent("a jump to a chain that is not known")
 			return goesOn
+		case r.chain(chain):
+			return r.leaves(isOver)
+		case v.code == unix.NFT_GOTO:
+			return r.leaves(returns)
 		}
-		if r.chain(chain) {
-			fate = isOver
-		} else if v.code == unix.NFT_GOTO {
-			fate = returns
-		}
-	case unix.NFT_CONTINUE, unix.NFT_BREAK:
-	default: // to a queue
-		r.found("a verdict of somebody else")
-	}
-	if !r.all {
 		return goesOn
 	}
-	return fate
+	switch v.code & nfVerdict {
+	case nfAccept, nfDrop:
+		return r.leaves(isOver)
+	case nfQueue:
+		return r.queue("a queue as its verdict")
+	}
+	r.silent("a verdict of somebody else")
+	return goesOn
 }

@@ -48,6 +48,7 @@ type fastTables struct {
 	last   uint32     // generation
 	open   bool
 	paused bool // closed for a moment, whatever open says
+	barred bool // closed for as long as the firewall is as it is, whatever open says
 }
 
 // mapFastTables maps them; close unmaps, when nobody uses them any more. The last
@@ -131,10 +132,20 @@ func (t *fastTables) pause(on bool) {
 	t.next()
 }
 
+// bar closes the fast path until it is called again with false.
+func (t *fastTables) bar(on bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.barred != on {
+		t.barred = on
+		t.next()
+	}
+}
+
 // next is called with mu. The time is there before the generation that it is about.
 func (t *fastTables) next() {
 	generation := uint32(0)
-	if t.open && !t.paused {
+	if t.open && !t.paused && !t.barred {
 		if t.last++; t.last == 0 {
 			t.last++
 		}

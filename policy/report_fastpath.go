@@ -9,6 +9,13 @@ const FastpathForwarded = "forwarded"
 // FastpathNotStack: see FastpathForwarded.
 var FastpathNotStack = []string{FastpathForwarded, "learnt", "not_learnt"}
 
+// How words end that name a firewall rule which is to see every packet: in Closed, since
+// no packet may take the fast path then, and in PaceWhy.
+const (
+	FastpathQueues = " hands packets of established connections to a program, which is to see each of them"
+	FastpathMeters = ", which goes by how many packets it sees"
+)
+
 // FastpathState is what "fastpath ls" shows.
 type FastpathState struct {
 	Enabled     bool              `json:"enabled"`

@@ -40,17 +40,41 @@ func checkFastpath(v *view) []Finding {
 		found = append(found, warning(lines("journalctl -u vippin -n 50", "vippin fastpath ls"), "fast path: %s", text))
 	}
 	if s.Open {
+		found = append(found, meters(v, s)...)
 		found = append(found, dominant(s)...)
 	}
 	return unless(found, "the fast path forwards: %d of %d packets", s.Packets[policy.FastpathForwarded], packetsIn(s))
 }
 
 func closedRemedy(s *policy.FastpathState) string {
+	if strings.HasSuffix(s.Closed, policy.FastpathQueues) {
+		return lines("# an intrusion prevention system or the like is to see every packet, so none may pass it by. Otherwise: let the rule",
+			"# match new connections alone (ct state new), or name its interfaces (iifname, oifname) and leave those out of",
+			"# fastpath.interfaces, or take it away, or do without the fast path. This is the rule:",
+			"nft -a list ruleset | grep -E 'queue|NFQUEUE'", "vippin fastpath off")
+	}
 	if len(s.Interfaces) == 0 {
 		return lines("# name the devices, inside and outside, in the configuration (not the VLANs on them):",
 			"# fastpath: {enabled: true, interfaces: [eth0]}", "vippin check && vippin reload")
 	}
 	return lines("vippin fastpath ls", "journalctl -u vippin -n 50", "# or do without it:", "vippin fastpath off")
+}
+
+// meters finds a rule that would do something else if it saw every packet. Where
+// fastpath.force is set it may be meant so.
+func meters(v *view, s *policy.FastpathState) []Finding {
+	rule, isMeter := strings.CutSuffix(s.PaceWhy, policy.FastpathMeters)
+	if !isMeter {
+		return nil
+	}
+	f := warning(lines("# if it need not see established connections, accept those before it (ct state established accept), or let it match new ones",
+		"# alone; else name its interfaces (iifname, oifname) and leave those out of fastpath.interfaces, or do without the fast path:",
+		"nft -a list ruleset", "vippin fastpath off"),
+		"fast path: %s goes by how many packets it sees, and sees one in %g s of each connection that takes the fast path", rule, s.PaceS)
+	if v.Config != nil && v.Config.Fastpath.Force {
+		f.State = OK
+	}
+	return only(f)
 }
 
 // refusals tell from the words of a refusal what to do about it; DEV is the

@@ -46,6 +46,12 @@ var fastMutations = []mutation{
 	{"no interfaces", master, fast(func(s *policy.FastpathState) {
 		s.Open, s.Closed, s.Interfaces = false, "fastpath.interfaces names no interface", nil
 	}), "fastpath", Warning, []string{"names no interface"}, []string{"fastpath: {enabled: true, interfaces: [eth0]}", "vippin reload"}},
+	{"packets go to a program", master, fast(func(s *policy.FastpathState) {
+		s.Open, s.Closed = false, "nft rule with queue in inet ips forward"+policy.FastpathQueues
+	}), "fastpath", Warning, []string{"closed", "queue in inet ips forward", "to a program"}, []string{"ct state new", "fastpath.interfaces", "grep -E 'queue|NFQUEUE'"}},
+	{"packets are metered", master, fast(func(s *policy.FastpathState) {
+		s.PaceS, s.PaceWhy = 4, "nft rule with limit in inet filter forward"+policy.FastpathMeters
+	}), "fastpath", Warning, []string{"limit in inet filter forward", "one in 4 s"}, []string{"nft -a list ruleset", "vippin fastpath off"}},
 	{"stripped tags", master, refused("it takes VLAN tags off before XDP sees them: ethtool -K eth0 rx-vlan-hw-parse off, and at its other end …"),
 		"fastpath", Warning, []string{"eth0 does not take the fast path", "VLAN tags"}, []string{"\nethtool -K eth0 rx-vlan-hw-parse off"}},
 	{"shaped", master, refused("the queue discipline htb would not see what takes the fast path: remove it, …"),
@@ -89,6 +95,15 @@ func TestFastpathIsCalm(t *testing.T) {
 		"nothing is pinned":                   untaught("not_pinned"),
 		"only scans":                          untaught("not_established"),
 		"switched off":                        func(*Facts) {},
+		"rules change without a word": fast(func(s *policy.FastpathState) {
+			s.PaceS, s.PaceWhy = 4, "nft rule with ct mark in inet filter forward"
+		}),
+		"metered, and forced": func(f *Facts) {
+			f.Config.Fastpath.Force = true
+			fast(func(s *policy.FastpathState) {
+				s.PaceWhy = "nft rule with limit in inet filter forward" + policy.FastpathMeters
+			})(f)
+		},
 		"shaped, and forced": func(f *Facts) {
 			f.Config.Fastpath.Force = true
 			fast(func(s *policy.FastpathState) {
