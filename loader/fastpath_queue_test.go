@@ -135,6 +135,50 @@ func wantQueues(t *testing.T, what, got, want string) {
 	}
 }
 
+// TestQueueLegacy: the same of iptables-legacy, but for rules before the one that queues.
+func TestQueueLegacy(t *testing.T) {
+	enterNamespace(t)
+	devices := &firewallDevices{}
+	devices.add("lan0", 7)
+	devices.add("wan0", 9)
+	for _, c := range []struct{ rule, want string }{
+		{"-A FORWARD -s %s -j DROP", ""},
+		{"-A INPUT -j NFQUEUE", ""},
+		{"-A OUTPUT -j NFQUEUE", ""},
+		{"-A FORWARD -j NFQUEUE --queue-num 1 --queue-bypass", "filter"},
+		{"-A FORWARD -s %s -p tcp --dport 443 -m comment --comment x -j NFQUEUE", "filter"},
+		{"-A FORWARD -m conntrack --ctstate NEW -j NFQUEUE", ""},
+		{"-A FORWARD -p udp -m comment --comment x -m conntrack --ctstate NEW,RELATED -j NFQUEUE", ""},
+		{"-A FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j NFQUEUE", "filter"},
+		{"-A FORWARD -m conntrack ! --ctstate NEW -j NFQUEUE", "filter"},
+		{"-A FORWARD -i dmz0 -j NFQUEUE", ""},
+		{"-A FORWARD ! -i dmz0 -j NFQUEUE", "filter"},
+		{"-A FORWARD -i lan0 -o dmz+ -j NFQUEUE", ""},
+		{"-A FORWARD -i lan0 -o wan+ -j NFQUEUE", "filter"},
+		{"-t mangle -A POSTROUTING -j NFQUEUE", "mangle"},
+		{"-t raw -A PREROUTING -m conntrack --ctstate NEW -j NFQUEUE", "raw"},
+		{"-t nat -A POSTROUTING -j NFQUEUE", ""},
+		{"-N inspect", ""},
+		{"-A inspect -j NFQUEUE", "filter"},
+	} {
+		for _, family := range []struct{ tool, host string }{{"iptables-legacy", "198.51.100.1"}, {"ip6tables-legacy", "2001:db8::1"}} {
+			line := family.tool + " " + strings.ReplaceAll(c.rule, "%s", family.host)
+			command(t, line)
+			found, err := readFindings(devices)
+			if err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+			if c.want != "" {
+				c.want = "NFQUEUE in " + family.tool + " table " + c.want[strings.LastIndex(c.want, " ")+1:]
+			}
+			wantQueues(t, line, found.queues, c.want)
+			for _, table := range []string{"filter", "mangle", "raw", "nat"} {
+				command(t, family.tool+" -t "+table+" -F")
+			}
+		}
+	}
+}
+
 // TestQueueVerdict: a rule may hand packets on by its verdict alone, which nft has no
 // words for.
 func TestQueueVerdict(t *testing.T) {
@@ -240,6 +284,15 @@ func TestFastpathShowsEveryPacket(t *testing.T) {
 	command(t, rule)
 	await(t, "the fast path is closed", func() bool { return f.queues() != "" && stateOf(t, f).Generation == 0 })
 	wantShown("the rule is back")
+	command(t, "iptables-nft -F FORWARD")
+	l.awaitForwarding(t, f, c)
+	for range 2 {
+		legacy := "iptables-legacy -A FORWARD -j NFQUEUE --queue-num 7"
+		command(t, legacy)
+		await(t, "a rule of iptables-legacy is seen", func() bool { return strings.Contains(f.queues(), "iptables-legacy table filter") })
+		command(t, strings.Replace(legacy, "-A", "-D", 1))
+		l.awaitForwarding(t, f, c)
+	}
 }
 
 // TestFastpathLeavesOut: an interface whose packets a program has to see, and which is

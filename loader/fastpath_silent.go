@@ -3,13 +3,9 @@
 package loader
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +31,7 @@ type firewallWatch struct {
 	devices *firewallDevices // that packets of the fast path come in and leave by; nil: not known yet
 	why     string
 	queues  string
-	legacy  string // iptables' own tables, as they were read last
+	legacy  string // the shape of iptables' own tables, as it was last
 }
 
 func (w *firewallWatch) say(why string) (was string) {
@@ -180,19 +176,28 @@ func readFindings(devices *firewallDevices) (found firewallFindings, err error) 
 	switch {
 	case err == nil:
 		found = rules.look(devices)
-	case legacy == "": // else there may be no nf_tables at all
+	case len(legacy) == 0: // else there may be no nf_tables at all
 		return found, err
 	}
-	if legacy != "" {
-		found.silent = legacy
+	if len(legacy) > 0 {
+		found.silent = legacyWords(legacy)
+	}
+	for _, table := range legacy {
+		queues, err := table.queues(devices)
+		if err != nil {
+			return found, err
+		}
+		if queues && found.queues == "" {
+			found.queues = fmt.Sprintf("rule with NFQUEUE in %s", table)
+		}
 	}
 	return found, nil
 }
 
-// pollLegacy has the firewall read when iptables' own tables came or went, which no
-// event tells of.
+// pollLegacy has the firewall read when iptables' own tables came or went or have other
+// rules, which no event tells of.
 func (f *Fastpath) pollLegacy() {
-	legacy, err := legacyTables()
+	legacy, err := legacyShape()
 	if err != nil {
 		legacy = err.Error()
 	}
@@ -204,25 +209,4 @@ func (f *Fastpath) pollLegacy() {
 	if changed {
 		wake(w.wake)
 	}
-}
-
-// legacyTables names the tables of iptables-legacy in the network namespace of the
-// calling thread. Nothing tells of changes in them.
-func legacyTables() (string, error) {
-	var found []string
-	for _, family := range []struct{ command, file string }{
-		{"iptables", "/proc/thread-self/net/ip_tables_names"}, {"ip6tables", "/proc/thread-self/net/ip6_tables_names"},
-	} {
-		names, err := os.ReadFile(family.file)
-		if errors.Is(err, fs.ErrNotExist) { // a kernel without it, or it is not loaded
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("read the tables of %s-legacy: %w", family.command, err)
-		}
-		for _, name := range strings.Fields(string(names)) {
-			found = append(found, fmt.Sprintf("%s-legacy table %s", family.command, name))
-		}
-	}
-	return strings.Join(found, ", "), nil
 }

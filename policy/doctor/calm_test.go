@@ -211,7 +211,7 @@ func TestNothingIsKnown(t *testing.T) {
 // Remedies can be pasted: every line is a command or begins with "# ".
 func TestRemediesHaveNoProse(t *testing.T) {
 	commands := []string{"vippin", "systemctl", "journalctl", "sysctl", "echo", "nft", "ip", "tcpdump", "conntrack", "modprobe", "nsenter",
-		"sudo", "grep", "arping", "nstat", "ethtool", "iptables", "tc", "bpftool", "Set-VMNetworkAdapter", "Set-VMNetworkAdapterVlan", "esxcli", "qm"}
+		"sudo", "grep", "arping", "nstat", "ethtool", "iptables", "iptables-legacy-save", "ip6tables-legacy-save", "tc", "bpftool", "Set-VMNetworkAdapter", "Set-VMNetworkAdapterVlan", "esxcli", "qm"}
 	for _, platform := range []policy.Platform{{}, hyperVFirmware, {Vendor: "VMware, Inc."}, {Vendor: "QEMU"}, {Vendor: "Amazon EC2"}} {
 		for _, m := range append(slices.Clone(mutations), fastMutations...) {
 			f := healthy(t, m.role)

@@ -48,10 +48,14 @@ func checkFastpath(v *view) []Finding {
 
 func closedRemedy(s *policy.FastpathState) string {
 	if strings.HasSuffix(s.Closed, policy.FastpathQueues) {
+		rules := "nft -a list ruleset | grep -E 'queue|NFQUEUE'"
+		if strings.Contains(s.Closed, "-legacy") {
+			rules = lines("iptables-legacy-save | grep NFQUEUE", "ip6tables-legacy-save | grep NFQUEUE")
+		}
 		return lines("# an intrusion prevention system or the like is to see every packet, so none may pass it by. Otherwise: let the rule",
 			"# match new connections alone (ct state new), or name its interfaces (iifname, oifname) and leave those out of",
 			"# fastpath.interfaces, or take it away, or do without the fast path. This is the rule:",
-			"nft -a list ruleset | grep -E 'queue|NFQUEUE'", "vippin fastpath off")
+			rules, "vippin fastpath off")
 	}
 	if len(s.Interfaces) == 0 {
 		return lines("# name the devices, inside and outside, in the configuration (not the VLANs on them):",

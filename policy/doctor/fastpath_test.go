@@ -49,6 +49,9 @@ var fastMutations = []mutation{
 	{"packets go to a program", master, fast(func(s *policy.FastpathState) {
 		s.Open, s.Closed = false, "nft rule with queue in inet ips forward"+policy.FastpathQueues
 	}), "fastpath", Warning, []string{"closed", "queue in inet ips forward", "to a program"}, []string{"ct state new", "fastpath.interfaces", "grep -E 'queue|NFQUEUE'"}},
+	{"packets go to a program by iptables-legacy", master, fast(func(s *policy.FastpathState) {
+		s.Open, s.Closed = false, "rule with NFQUEUE in iptables-legacy table filter"+policy.FastpathQueues
+	}), "fastpath", Warning, []string{"closed", "iptables-legacy table filter"}, []string{"ct state new", "\niptables-legacy-save | grep NFQUEUE"}},
 	{"packets are metered", master, fast(func(s *policy.FastpathState) {
 		s.PaceS, s.PaceWhy = 4, "nft rule with limit in inet filter forward"+policy.FastpathMeters
 	}), "fastpath", Warning, []string{"limit in inet filter forward", "one in 4 s"}, []string{"nft -a list ruleset", "vippin fastpath off"}},
