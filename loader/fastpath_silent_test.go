@@ -31,6 +31,9 @@ var firewalls = []struct {
 	{"limit of some that are established", inForward("ct state { new, established } limit rate 10/second accept"), "limit"},
 	{"limit of established ones", inForward("ct state established limit rate over 1 mbytes/second drop"), "limit"},
 	{"limit of established ones of a host", inForward("ct state established ip saddr 198.51.100.1 limit rate 1/second accept"), "limit"},
+	{"limit of established ones of a host, of IPv4 alone", `table ip filter { chain forward { type filter hook forward priority 0;
+		ct state established ip saddr 198.51.100.1 limit rate 1/second accept; } }`, "limit in ip filter forward"},
+	{"limit of some states and marks", inForward("ct state . meta mark { established . 7, new . 8 } limit rate 1/second accept"), "limit"},
 	{"limit of some of those that are not new", inForward("ct state != new tcp dport 22 limit rate 1/second accept"), "limit"},
 	{"limit of some states and ports", inForward("ct state . tcp dport { established . 22, new . 80 } limit rate 1/second accept"), "limit"},
 	{"limit behind a map of states and ports", `table inet filter { chain odd { limit rate 1/second accept; }
