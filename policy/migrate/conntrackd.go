@@ -291,6 +291,21 @@ func (s *setup) ignoreAddress(at place, setting, value string) {
 	}
 }
 
+// filterStates names what the filter let through.
+func filterStates(c *conntrackd, st ctStatement) {
+	c.explain(inSync, st.at, st.listed(), textStates)
+}
+
+// listed is a statement with the words of its block.
+func (st ctStatement) listed() string {
+	parts := append([]string{st.name}, st.values...)
+	parts = append(parts, "{")
+	for _, w := range st.words() {
+		parts = append(parts, w.text)
+	}
+	return strings.Join(append(parts, "}"), " ")
+}
+
 // hashLimit is twice what the kernel's table holds.
 func hashLimit(c *conntrackd, st ctStatement) {
 	n, err := strconv.Atoi(st.values[0])
@@ -305,11 +320,7 @@ func hashLimit(c *conntrackd, st ctStatement) {
 func expectationSync(c *conntrackd, st ctStatement) {
 	if len(st.values) == 0 {
 		c.expect = expectations{given: true, on: true}
-		var helpers []string
-		for _, w := range st.words() {
-			helpers = append(helpers, w.text)
-		}
-		c.explain(inSync, st.at, "ExpectationSync { "+strings.Join(helpers, " ")+" }", everyHelper)
+		c.explain(inSync, st.at, st.listed(), everyHelper)
 		return
 	}
 	if on, ok := c.ctSwitch(st, st.values[0]); ok {

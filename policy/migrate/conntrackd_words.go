@@ -8,7 +8,7 @@ import "net/netip"
 
 const (
 	textMode = "what the modes choose between is there always: each flow is acknowledged once it is in the other router's kernel, " +
-		"and both tables are compared after every connect; with \"mode: strict\" a client sees no connection that the other router has not got"
+		"and the whole table is sent after every connect; with \"mode: strict\" a client sees no connection that the other router has not got"
 	textQueues = "nothing to size: the session is TCP with TLS; a queue that runs over is emptied, and the whole table sent instead"
 	textCache  = "there is no cache: flows stand in the other router's kernel before it takes over, as with DisableExternalCache, " +
 		"but with sync.standby_timeout, and there is nothing to commit"
@@ -125,7 +125,7 @@ var ctGeneral = map[string]ctTerm{
 	"filter": {block: true, text: textFilter, in: map[string]ctTerm{
 		"protocol": {block: true, read: filterProtocols},
 		"address":  {block: true, read: filterAddresses},
-		"state":    {block: true, text: textStates},
+		"state":    {block: true, read: filterStates},
 	}},
 	"scheduler": {block: true, in: map[string]ctTerm{
 		"type":     {values: 1, text: textPriority},

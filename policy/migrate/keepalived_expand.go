@@ -12,6 +12,7 @@ import (
 
 const (
 	includesMax  = 200     // files
+	includedMax  = SizeMax // octets of all of them
 	expandedMax  = 1 << 12 // octets of a line with its parameters
 	expansionMax = 16      // parameters within parameters
 )
@@ -25,7 +26,8 @@ var (
 type expander struct {
 	*setup
 	parameters map[string]string
-	included   int
+	included   int // files
+	octets     int // of these
 	stack      []string // files that are being read
 }
 
@@ -141,8 +143,10 @@ func (e *expander) include(n node) ([]node, bool) {
 	}
 	var nodes []node
 	for _, src := range sources {
-		if e.included++; e.included > includesMax {
-			e.fault(n.at, "include %s: more than %d files are included", pattern, includesMax)
+		e.included++
+		e.octets += len(src.Data)
+		if e.included > includesMax || e.octets > includedMax {
+			e.fault(n.at, "include %s: more than %d files, or %d octets, are included: migrate a part of them", pattern, includesMax, includedMax)
 			break
 		}
 		nodes = append(nodes, e.file(src)...)

@@ -59,6 +59,7 @@ func Run(sources []Source, o Options) (*Result, error) {
 	for _, src := range sources {
 		s.read(src)
 	}
+	s.checkSize()
 	if len(s.faults) > 0 {
 		return nil, s.faults
 	}
@@ -76,6 +77,16 @@ func Run(sources []Source, o Options) (*Result, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// checkSize bounds what is compared with each other.
+func (s *setup) checkSize() {
+	if len(s.instances) > policy.GroupsMax {
+		s.fault(s.instances[policy.GroupsMax].at, "more than %d VRRP instances: migrate a part of them", policy.GroupsMax)
+	}
+	if len(s.nat) > rulesMax {
+		s.fault(s.nat[rulesMax].at, "more than %d rules of source NAT: migrate a part of them", rulesMax)
+	}
 }
 
 // check holds what was written against the parser that will read it.

@@ -13,11 +13,16 @@ import (
 
 const masquerade = "masquerade"
 
-// rules are those of source NAT that are in force, in the order in which packets
-// meet them.
-func (s *setup) rules() []*natRule {
+// rulesMax is more than any honest router has.
+const rulesMax = 10000
+
+// rulesInForce are those of source NAT that count, in the order of their numbers.
+func (s *setup) rulesInForce() []*natRule {
 	var rules []*natRule
 	for _, r := range s.nat {
+		if addr, ok := parseVIP(r.translation); ok {
+			r.target = addr
+		}
 		if !r.off && r.translation != "" {
 			rules = append(rules, r)
 		}
@@ -32,8 +37,7 @@ func (s *setup) rules() []*natRule {
 
 // to is the VIP of a site that the rule translates to.
 func (r *natRule) to(s *site) (netip.Addr, bool) {
-	addr, ok := parseVIP(r.translation)
-	return addr, ok && slices.Contains(s.vips, addr)
+	return r.target, r.target.IsValid() && slices.Contains(s.vips, r.target)
 }
 
 // serves says whether packets that leave by a site may meet the rule.
@@ -87,7 +91,7 @@ func without(vips []netip.Addr, shares []share) (rest []netip.Addr) {
 // with one of each has one pin.
 func (p *plan) shares(s *site) []share {
 	var all []share
-	for _, r := range p.rules() {
+	for _, r := range p.rules {
 		addr, is := r.to(s)
 		if !is || !r.serves(s) || addr.IsLinkLocalUnicast() {
 			continue

@@ -18,6 +18,7 @@ type plan struct {
 	groups []*groupPlan
 	pins   []*pinPlan
 	base   map[string]string // interface below each virtual MAC's
+	rules  []*natRule        // those in force, in the order in which packets meet them
 }
 
 // groupPlan is one group of vippin.yaml.
@@ -56,7 +57,7 @@ type pinPlan struct {
 
 // makePlan decides on groups and pins.
 func (s *setup) makePlan() *plan {
-	p := &plan{setup: s, base: map[string]string{}}
+	p := &plan{setup: s, base: map[string]string{}, rules: s.rulesInForce()}
 	p.dropInstances()
 	for _, i := range s.instances {
 		if i.vmac != "" && i.iface != "" {
@@ -276,17 +277,37 @@ func (p *plan) checkOutside() {
 }
 
 // natKnown says whether it is told where source NAT leaves.
-func (p *plan) natKnown() bool { return len(p.options.Outside) > 0 || len(p.rules()) > 0 }
+func (p *plan) natKnown() bool { return len(p.options.Outside) > 0 || len(p.rules) > 0 }
 
 func (p *plan) isOutside(s *site) bool {
 	if len(p.options.Outside) > 0 {
 		return slices.Contains(p.options.Outside, s.iface)
 	}
-	rules := p.rules()
-	return len(rules) == 0 || slices.ContainsFunc(rules, func(r *natRule) bool {
+	return len(p.rules) == 0 || slices.ContainsFunc(p.rules, func(r *natRule) bool {
 		_, toVIP := r.to(s)
 		return r.serves(s) && (r.translation == masquerade || toVIP)
 	})
+}
+
+// nameAmong is what tells a pin from others: its interface, else its group, and
+// the rule if there are several on its site.
+func (p *pinPlan) nameAmong(others []*pinPlan) string {
+	alone, everywhere := true, true
+	for _, other := range others {
+		alone = alone && (other.site == p.site || other.iface != p.iface)
+		everywhere = everywhere && other.site == p.site
+	}
+	name := p.iface
+	switch {
+	case everywhere:
+		return p.name
+	case !alone:
+		name = p.group.name
+	}
+	if p.name != "" {
+		name += "-" + p.name
+	}
+	return name
 }
 
 // nameVLANs tells pins that share a VLAN apart.
@@ -303,15 +324,7 @@ func (p *plan) nameVLANs() {
 		}
 		taken := map[string]bool{}
 		for _, pin := range pins {
-			name := pin.iface
-			alone := !slices.ContainsFunc(pins, func(other *pinPlan) bool { return other != pin && other.iface == pin.iface })
-			if !alone {
-				name = pin.group.name
-			}
-			if pin.name != "" { // one of several on a site
-				name += "-" + pin.name
-			}
-			pin.name = p.unique(taken, name, policy.PinNameMax, isPinNameRune, place{})
+			pin.name = p.unique(taken, pin.nameAmong(pins), policy.PinNameMax, isPinNameRune, place{})
 		}
 	}
 }

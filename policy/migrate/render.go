@@ -83,6 +83,7 @@ func (p *plan) render(sources []Source) []byte {
 	if p.replicates || len(p.options.Peers) > 0 {
 		sync = p.makeSync()
 	} else {
+		p.unused()
 		p.todo(inSync, place{}, "nothing in these files sends connections to another router: give conntrackd.conf, too, or --listen and --peer")
 	}
 	if len(p.instances) == 0 {

@@ -23,6 +23,7 @@ type setup struct {
 	ignore     []ignored
 	expect     expectations
 	tableSize  int // connections that conntrackd was told to hold, 0 = not told
+	vips       int // of all instances
 	nat        []*natRule
 	addresses  map[string][]netip.Prefix // by interface, where the input has them
 }
@@ -62,6 +63,20 @@ type syncLink struct {
 	preferred bool // Default
 }
 
+// String names it with what is known of it.
+func (l *syncLink) String() string {
+	text := l.kind
+	if l.iface != "" {
+		text += " " + l.iface
+	}
+	for _, addr := range []netip.Addr{l.own, l.peer} {
+		if addr.IsValid() {
+			text += " " + addr.String()
+		}
+	}
+	return text
+}
+
 // protocols is a filter: those that are let through, or those that are not.
 type protocols struct {
 	at     place
@@ -92,6 +107,7 @@ type natRule struct {
 	group       bool // iface names a group of interfaces
 	source      string
 	translation string
+	target      netip.Addr // translation, if it is one address
 	narrow      []string // what else a packet must have
 }
 
@@ -176,6 +192,10 @@ func (s *setup) addVIP(i *instance, text, dev string, at place) {
 	addr, ok := parseVIP(text)
 	if !ok {
 		s.warn(at, "%q of VRRP instance %s is no virtual address: write it as ADDRESS/LENGTH, or add it to vips by hand", text, i.name)
+		return
+	}
+	if s.vips++; s.vips > policy.VIPsMax {
+		s.fault(at, "more than %d virtual addresses: migrate a part of them", policy.VIPsMax)
 		return
 	}
 	i.vips = append(i.vips, vip{addr: addr, dev: dev, at: at})

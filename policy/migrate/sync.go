@@ -50,7 +50,7 @@ func (s *setup) chooseLink() *syncLink {
 	}
 	for _, l := range s.links {
 		if l != chosen {
-			s.explain(inSync, l.at, strings.TrimSpace(l.kind+" "+l.iface),
+			s.explain(inSync, l.at, l.String(),
 				"vippin has one session with each peer: let routing or bonding choose the link")
 		}
 	}
@@ -60,7 +60,7 @@ func (s *setup) chooseLink() *syncLink {
 // fromLink takes the addresses of a link: as they stand there, or of the
 // interface's own address and the unicast adverts on it.
 func (s *setup) fromLink(p *syncPlan, l *syncLink) {
-	own, other, how := l.own, l.peer, fmt.Sprintf("%s:%d, %s", path.Base(l.at.file), l.at.line, strings.TrimSpace(l.kind+" "+l.iface))
+	own, other, how := l.own, l.peer, fmt.Sprintf("%s:%d, %s", path.Base(l.at.file), l.at.line, l)
 	vrrp := s.unicastOn(l.iface)
 	if !own.IsValid() {
 		own = s.addressOf(l.iface, other)
@@ -154,21 +154,41 @@ func (s *setup) syncProtocols() (list []string) {
 	return list
 }
 
-// syncIgnore leaves out the router's own addresses: its own connections are never
-// replicated, and those that have a VIP as their source must be.
-func (s *setup) syncIgnore(l *syncLink) (list []netip.Prefix) {
+// unused names the filters of a conntrackd that replicates nothing.
+func (s *setup) unused() {
+	const text = "nothing is replicated here, so there is nothing to leave out"
+	if s.protocols.given {
+		s.explain(inSync, s.protocols.at, "Protocol "+strings.Join(s.protocols.names, " "), text)
+	}
 	for _, ignored := range s.ignore {
-		addr := ignored.prefix.Addr()
-		isOwn := l != nil && l.own == addr || slices.ContainsFunc(s.instances, func(i *instance) bool {
-			return slices.ContainsFunc(i.vips, func(v vip) bool { return v.addr == addr })
-		})
-		for iface := range s.addresses {
-			isOwn = isOwn || s.isOn(addr, iface)
+		s.explain(inSync, ignored.at, ignored.setting, text)
+	}
+}
+
+// syncIgnore leaves out the router's own addresses: its own connections are never
+// replicated.
+func (s *setup) syncIgnore(l *syncLink) (list []netip.Prefix) {
+	own := map[netip.Addr]bool{}
+	if l != nil {
+		own[l.own] = true
+	}
+	for _, i := range s.instances {
+		for _, v := range i.vips {
+			own[v.addr] = true
 		}
+	}
+	for _, prefixes := range s.addresses {
+		for _, prefix := range prefixes {
+			own[prefix.Addr()] = true
+		}
+	}
+	listed := map[netip.Prefix]bool{}
+	for _, ignored := range s.ignore {
 		switch {
-		case ignored.prefix.IsSingleIP() && isOwn:
+		case ignored.prefix.IsSingleIP() && own[ignored.prefix.Addr()]:
 			s.explain(inSync, ignored.at, ignored.setting, "an address of this router: connections of the router itself are never replicated")
-		case !slices.Contains(list, ignored.prefix):
+		case !listed[ignored.prefix]:
+			listed[ignored.prefix] = true
 			list = append(list, ignored.prefix)
 		}
 	}

@@ -119,6 +119,7 @@ func (v *vyos) set(path []string, at place) {
 	case !ours:
 		v.elsewhere(about, at)
 	default:
+		v.replicates = v.replicates || path[0] == "service"
 		v.term(terms, path, strings.Count(about, " ")+1, at)
 	}
 }
@@ -210,7 +211,6 @@ func (v *vyos) syncGroup(name string, at place) *syncGroup {
 func (v *vyos) channel(name string, at place) *syncLink {
 	l := v.channels[name]
 	if l == nil {
-		v.replicates = true
 		l = &syncLink{at: at, kind: "Multicast", iface: name}
 		if !isInterface(name) {
 			v.warn(at, "interface %q is no name of an interface", name)
@@ -243,13 +243,13 @@ func (v *vyos) address(path []string, at place) {
 		name += "." + rest[1]
 		rest = rest[2:]
 	}
-	if len(rest) != 2 || rest[0] != "address" || !isInterface(name) {
-		v.elsewhere("interfaces, other than addresses", at)
-		return
+	if len(rest) == 2 && rest[0] == "address" && isInterface(name) {
+		if prefix, err := netip.ParsePrefix(rest[1]); err == nil { // else "dhcp" or the like
+			v.addresses[name] = append(v.addresses[name], prefix)
+			return
+		}
 	}
-	if prefix, err := netip.ParsePrefix(rest[1]); err == nil { // else "dhcp" or the like
-		v.addresses[name] = append(v.addresses[name], prefix)
-	}
+	v.elsewhere("interfaces, other than addresses", at)
 }
 
 // finish looks at what one command alone does not tell.

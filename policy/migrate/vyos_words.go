@@ -151,10 +151,12 @@ func vyVIP(v *vyos, args []string, at place) {
 		}
 	}
 	group := v.group(args[0], at)
-	for i, known := range group.vips { // "address A" and "address A interface I" are one
-		if addr, ok := parseVIP(args[1]); ok && addr == known.addr {
-			group.vips[i].dev = dev
-			return
+	if addr, ok := parseVIP(args[1]); ok { // "address A" and "address A interface I" are one
+		for i, known := range group.vips {
+			if known.addr == addr {
+				group.vips[i].dev = dev
+				return
+			}
 		}
 	}
 	v.addVIP(group, args[1], dev, at)
