@@ -40,19 +40,20 @@ func (c *cli) migrate() *cobra.Command {
 		Use: "migrate [FILE...]", Short: "Write a configuration from conntrackd's and keepalived's, or VyOS's", GroupID: "change",
 		Long: `Read conntrackd.conf and keepalived.conf, or the commands that VyOS prints
 ("show configuration commands"), and write a configuration of vippin: groups and
-pins of the VRRP instances, and the sync section. What a FILE is, it says itself;
-- is standard input. Without FILE: /etc/conntrackd/conntrackd.conf and
-/etc/keepalived/keepalived.conf. Files that keepalived.conf includes are read, too.
+pins of the VRRP instances, and the sync section. What a FILE is shows in its
+lines; "-" is standard input. Without FILE: /etc/conntrackd/conntrackd.conf and
+/etc/keepalived/keepalived.conf. Files that keepalived.conf includes are read.
 
-Every setting without an equivalent is named in a comment, with its line and what
-vippin does instead. What is left to fill in says TODO. What was not understood is
-told on stderr, and stands at the end of the file. The result passes "vippin check".
+Every setting without an equivalent is named in a comment, with its line and
+what vippin does instead. What is left to fill in says TODO. What was not
+understood is told on stderr, and stands at the end of the file. The result
+passes "vippin check". docs/migrate.md has a table of all settings.
 
-vippin replaces conntrackd, not keepalived: nothing on this router is changed, and
-rules of source NAT are kept. docs/migrate.md has the table of all settings.
+vippin replaces conntrackd, not keepalived: nothing on this router is changed,
+and rules of source NAT are kept.
 
 Exit code 0: written, also with something left to fill in. 1: a file cannot be
-read as what it is, with file and line.`,
+read as what it is; file and line are told.`,
 		Example: `  vippin migrate -o /etc/vippin/vippin.yaml && vippin check
   vippin migrate --outside eth0.2,eth0.20 --peer router-b=198.51.100.130
   show configuration commands | vippin migrate - > vippin.yaml          (VyOS)`,

@@ -18,7 +18,7 @@ const (
 	textWindows  = "flows from the other router have liberal TCP windows: there are no sequence numbers to synchronize"
 	textChecksum = "TLS protects each message"
 	textMcast    = "vippin sends to no group: each router is named with its address and key in sync.peers"
-	textPort     = "conntrackd's port is not taken over: vippin listens on TCP, 7443 here, so that both may run side by side while you migrate"
+	textPort     = "conntrackd's port is not taken over: vippin listens on TCP, 7443 here, so that neither is in the other's way"
 	textNetlink  = "nothing to size: vippin's socket has 16 MiB, and whenever events were lost anyway it reads the whole table"
 	textTable    = "conntrack's own table decides (net.netfilter.nf_conntrack_max); dataplane.max_flows bounds the pinned connections alone"
 	textLog      = "vippin logs to stderr, which is the journal below systemd; log.level says how much"

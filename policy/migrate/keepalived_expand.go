@@ -26,8 +26,8 @@ var (
 type expander struct {
 	*setup
 	parameters map[string]string
-	included   int // files
-	octets     int // of these
+	included   int      // files
+	octets     int      // of these
 	stack      []string // files that are being read
 }
 

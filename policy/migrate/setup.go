@@ -108,7 +108,7 @@ type natRule struct {
 	source      string
 	translation string
 	target      netip.Addr // translation, if it is one address
-	narrow      []string // what else a packet must have
+	narrow      []string   // what else a packet must have
 }
 
 // reaches says whether the rule may have packets that leave by an interface.

@@ -5,6 +5,7 @@ package migrate
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -215,5 +216,36 @@ func TestEachOptionOfConntrackSync(t *testing.T) {
 		if !strings.Contains(unwrapped(r), says) && option != "interface eth1 peer 198.51.100.2" {
 			t.Errorf("%s: no %q in\n%s", option, says, r.YAML)
 		}
+	}
+}
+
+// docs/migrate.md names every setting of conntrackd's and every option of
+// conntrack-sync.
+func TestDocumentNamesEverySetting(t *testing.T) {
+	data, err := os.ReadFile("../../docs/migrate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := strings.ToLower(string(data))
+	count := 0
+	var visit func(terms map[string]ctTerm)
+	visit = func(terms map[string]ctTerm) {
+		for name, term := range terms {
+			count++
+			if !strings.Contains(doc, "`"+name+"`") && name != "sync" && name != "general" && name != "options" {
+				t.Errorf("docs/migrate.md does not name %s", name)
+			}
+			visit(term.in)
+		}
+	}
+	visit(ctTop)
+	for _, term := range vySync {
+		count++
+		if name, _, _ := strings.Cut(term.path, " *"); !strings.Contains(doc, "`"+name+"`") && !strings.HasPrefix(name, "ignore-address") && !strings.HasPrefix(name, "expect-sync") {
+			t.Errorf("docs/migrate.md does not name %s", name)
+		}
+	}
+	if count < 60 {
+		t.Errorf("only %d settings were looked for", count)
 	}
 }
