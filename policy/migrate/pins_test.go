@@ -77,6 +77,10 @@ func TestPinsOfKeepalived(t *testing.T) {
 			[]string{"2@eth0.2 [198.51.100.2] " + strings.Repeat("ä-", 21)}, []string{strings.Repeat("ä-", 21) + " [10@eth0.2]"}},
 		{"words of YAML", instanceText("no", "eth0.2", 10, "198.51.100.2") + instanceText("10", "'true'", 11, "203.0.113.2"),
 			[]string{"2@eth0.2 [198.51.100.2] no", "0@true [203.0.113.2] 10"}, []string{"no [10@eth0.2]", "10 [11@true]"}},
+		{"what YAML takes for something else", instanceText("null", "eth0.2", 10, "198.51.100.2") + instanceText("'[x'", "eth0.3", 11, "203.0.113.2") +
+			instanceText("*a", "eth0.4", 12, "203.0.113.3") + instanceText("&b:", "'%eth'", 13, "203.0.113.4"),
+			[]string{"2@eth0.2 [198.51.100.2] null", "3@eth0.3 [203.0.113.2] [x", "4@eth0.4 [203.0.113.3] *a", "0@%eth [203.0.113.4] &b:"},
+			[]string{"null [10@eth0.2]", "[x [11@eth0.3]", "*a [12@eth0.4]", "&b: [13@%eth]"}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -137,6 +141,12 @@ func TestPinsWhereNATLeaves(t *testing.T) {
 		{"a share for everybody", rule(5, "outbound-interface name eth0.2", "source address 198.18.2.7", "translation address 198.51.100.2") +
 			rule(6, "outbound-interface name eth0.2", "source address !198.18.3.0/24", "translation address 198.51.100.3"),
 			[]string{"2/rule5@eth0.2 [198.51.100.2] CORE [198.18.2.7/32]", "2/rule6@eth0.2 [198.51.100.3] CORE", "2/rest@eth0.2 [2001:db8::2] CORE"}, ""},
+		{"some hosts and everybody", rule(5, "outbound-interface name eth0.2", "source address 198.18.2.7", "translation address 198.51.100.2") +
+			rule(6, "outbound-interface name eth0.2", "source address 198.18.3.0/24", "translation address 198.51.100.3") +
+			rule(7, "outbound-interface name eth0.2", "translation address 198.51.100.3"),
+			[]string{"2/rule5@eth0.2 [198.51.100.2] CORE [198.18.2.7/32]", "2/rule6@eth0.2 [198.51.100.3] CORE", "2/rest@eth0.2 [2001:db8::2] CORE"}, ""},
+		{"to a VIP of each family", rule(5, "outbound-interface name eth0.2", "source address 198.18.2.7", "translation address 198.51.100.2") +
+			"set nat66 source rule 5 outbound-interface name eth0.2\nset nat66 source rule 5 translation address 2001:db8::2\n", []string{out}, ""},
 		{"IPv6", "set nat66 source rule 10 outbound-interface name eth0.2\nset nat66 source rule 10 translation address masquerade\n", []string{out}, "nat66 source rule 10 to masquerade"},
 		{"IPv6 where there is none", "set nat66 source rule 10 outbound-interface name eth0.101\nset nat66 source rule 10 translation address masquerade\n", []string{out + " off", in + " off"}, ""},
 		{"unknown", "", []string{out, in}, "TODO: where source NAT leaves is not in these files"},
@@ -177,6 +187,20 @@ func TestSyncGroupsThatAreWrong(t *testing.T) {
 		"in:1: sync group G: there is no VRRP instance C here: add its VRID and VIPs by hand",
 		"in:7: sync group H: A is in G already",
 	})
+}
+
+// What needs no word has none.
+func TestWhatIsSaidOfInstances(t *testing.T) {
+	const group = "vrrp_sync_group G {\n group { A B }\n}\n"
+	pair := instanceText("A", "eth0.2", 10, "198.51.100.2") + instanceText("B", "eth0.2", 10, "2001:db8::2")
+	for text, says := range map[string]bool{group + pair: false, pair: true} {
+		if _, r := migrated(t, text, Options{}); strings.Contains(string(r.YAML), "VRID 10@eth0.2 of B (") != says {
+			t.Errorf("want said %t:\n%s", says, r.YAML)
+		}
+	}
+	if _, r := migrated(t, instanceText("A", "eth0.2", 10, "fe80::2"), Options{}); !strings.Contains(string(r.YAML), "eth0.2 of A (1): link-local addresses alone") {
+		t.Errorf("%s", r.YAML)
+	}
 }
 
 // 200 VLANs of a trunk in one group.
