@@ -20,6 +20,7 @@ import (
 // env is everything a verb takes from the world, so that tests run the whole
 // command line in their own process.
 type env struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
@@ -79,7 +80,7 @@ func (p pinnedPlane) OpenFastpath() (fastReader, error) {
 // newEnv is the real world.
 func newEnv() *env {
 	return &env{
-		stdout: os.Stdout, stderr: os.Stderr,
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		getenv: os.Getenv, now: time.Now, monotonic: loader.Monotonic,
 		euid: os.Geteuid(), pid: os.Getpid(),
 		columns: func() int { return terminalColumns(int(os.Stdout.Fd())) },

@@ -79,7 +79,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetCompletionCommandGroupID("service")
 	root.AddCommand(
 		c.status(), c.flows(), c.vrrp(), c.peers(), c.failovers(), c.parity(), c.monitor(), c.check(), c.doctor(), c.ready(), c.bench(),
-		c.pin(), c.fastpath(), c.reload(), c.keygen(), c.trust(), c.vrrpNotify(),
+		c.pin(), c.fastpath(), c.reload(), c.keygen(), c.trust(), c.vrrpNotify(), c.migrate(),
 		c.run(), c.load(), c.unload(),
 		c.version(), c.man(),
 	)
