@@ -14,7 +14,7 @@ import (
 const (
 	fitPace    = 100 * time.Millisecond
 	fitLeast   = 512 // buckets
-	fitSample  = 256  // buckets that are looked at
+	fitSample  = 256 // buckets that are looked at
 	fitCrowded = 3   // valid entries of a bucket, of eight, that let there be twice as many: one of 600 finds no room
 )
 
