@@ -10,7 +10,7 @@
 
 #include "types.h"
 
-#define FAST_WAYS 8 /* entries of a bucket: with as many flows one of 100 finds no room in buckets half full */
+#define FAST_WAYS 8 /* entries of a bucket; half full, it has none for one flow of 120 */
 #define FAST_KEYS 11 /* of digests: one for each word of an IPv6 entry's key, and one more */
 #define FAST_DEVICES 64 /* device numbers, from 1 */
 #define FAST_HOPS 65536
