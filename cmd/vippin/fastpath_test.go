@@ -24,6 +24,7 @@ type fakeKernel struct {
 	there   []string   // its interfaces
 	refused map[string]string
 	slow    time.Duration // to attach
+	barred  string        // why the kernel's rules keep it closed
 
 	fakeFacts
 }
@@ -143,7 +144,7 @@ func (f *fakeFast) setFollows(on bool) {
 func (f *fakeFast) State() (policy.FastpathState, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return policy.FastpathState{Open: f.open, Generation: 7}, nil
+	return policy.FastpathState{Open: f.open && f.barred == "", Closed: f.barred, Generation: 7}, nil
 }
 
 func (f *fakeFast) Close() error {
@@ -291,6 +292,21 @@ func TestFastpathCannotBeLoaded(t *testing.T) {
 		kernel.set(func() { kernel.noLoad = nil })
 		time.Sleep(fastFailed)
 		wantFast(t, "a changed link lets it try again", k, kernel, true, true, "")
+	})
+}
+
+// What the firewall asks for is told as it is.
+func TestFastpathClosedByRules(t *testing.T) {
+	inFastpath(t, fastOn, func(t *testing.T, k *fastKeeper, kernel *fakeKernel) {
+		const why = "nft rule with queue in inet ips forward" + policy.FastpathQueues
+		kernel.set(func() { kernel.barred = why })
+		state, err := k.State()
+		if err != nil || !state.Enabled || state.Open || state.Closed != why {
+			t.Errorf("%+v, %v", state, err)
+		}
+		if warnings := k.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "closed, every packet takes the stack: "+why) {
+			t.Errorf("warnings are %q", warnings)
+		}
 	})
 }
 
