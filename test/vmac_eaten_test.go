@@ -84,6 +84,7 @@ func TestVMACOneWayAdverts(t *testing.T) {
 // leave with the VIP; what shows is that hosts ask for the virtual MAC, and that
 // nothing ever comes to it. A healthy network, idle or not, does not look so.
 func TestDoctorFindsVirtualMACEatenInside(t *testing.T) {
+	t.Parallel()
 	for name, how := range map[string]struct{ from, to bool }{"what comes from it": {true, false}, "what goes to it": {false, true}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/gopacket/gopacket/layers"
@@ -110,6 +111,16 @@ func (s *scene) putBehind(r *lab.Router, segment lab.Segment, prefix netip.Prefi
 		more += " src " + source.String()
 	}
 	s.ip(r.Node, fmt.Sprintf("route del %s dev %s", prefix, dev), fmt.Sprintf("route append %s dev %s proto kernel %s", prefix, dev, more))
+	family := "-4"
+	if prefix.Addr().Is6() {
+		family = "-6"
+	}
+	both, err := r.Run(s.ctx, "ip", family, "route", "show", "exact", prefix.String())
+	s.must(err)
+	lines := strings.Split(strings.TrimSpace(both), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[1], "dev "+dev+" ") {
+		s.t.Fatalf("connected routes of %s:\n%s", prefix, both)
+	}
 }
 
 // aboveOf is the interface with a segment's virtual MAC.

@@ -22,16 +22,19 @@ import (
 // with reverse-path filters that are strict or loose, which keepalived leaves out
 // on its own interfaces. The source MAC is that of the interface that it left by.
 func TestVMACEitherInterface(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		keepalived lab.Keepalived
 		filter     string
+		noBTF      bool
 	}{
-		"strict, deprecated VIP":                      {lab.Keepalived{}, "1"},
-		"loose, VIP with a prefix, adverts from base": {lab.Keepalived{VIP6Bits: 64, VMACXmitBase: true}, "2"},
+		"strict, deprecated VIP":                      {lab.Keepalived{}, "1", false},
+		"loose, VIP with a prefix, adverts from base": {lab.Keepalived{VIP6Bits: 64, VMACXmitBase: true}, "2", false},
+		"no filter, without BTF":                      {lab.Keepalived{VIP6Bits: 64}, "0", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := setScene(t, "vmacway"+c.filter, lab.Options{Hosts: 1, SingleRouter: true})
+			s := setScene(t, "vmacway"+c.filter, lab.Options{Hosts: 1, SingleRouter: true, NoBTF: c.noBTF})
 			s.must(s.RA.RemoveVIPs())
 			s.must(s.RA.Sysctl("net/ipv4/conf/all/rp_filter", c.filter))
 			c.keepalived.VMAC = true

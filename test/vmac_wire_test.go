@@ -19,6 +19,7 @@ import (
 // (section 8.1.2, 8.2.2), and whoever asks for a router's own address gets that
 // one's. The tracker sees the virtual MAC on both routers in either way.
 func TestVMACOnTheWire(t *testing.T) {
+	t.Parallel()
 	for name, xmitBase := range map[string]bool{"adverts from the virtual MAC": false, "adverts from base": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -142,6 +143,7 @@ func (s *scene) wantAnswersFrom(wire *traffic.Capture, asks *lab.Node, segment l
 // not needed for them). It is the switches that must learn another port, from
 // the first frame of the new MASTER. Flows keep their source, there and back.
 func TestVMACFailover(t *testing.T) {
+	t.Parallel()
 	for name, keepalived := range map[string]lab.Keepalived{
 		"adverts from the virtual MAC": {}, "adverts from base": {VMACXmitBase: true, Instance: "\tgarp_master_refresh 1\n"},
 	} {
