@@ -156,7 +156,7 @@ func TestOneWayWithVirtualMACs(t *testing.T) {
 
 	f := healthy(t, master)
 	words(f)
-	f.Daemon.VRRP[2].Routers[0].Self = false
+	f.Daemon.VRRP[2].Routers = append(f.Daemon.VRRP[2].Routers, policy.RouterStatus{Priority: 100, Interval: 1000, LastSeen: 100})
 	for _, one := range bad(Examine(*f)) {
 		if one.Check == "one_way" && strings.Contains(one.Found, "VRID 20") {
 			t.Errorf("VRID 20 is heard, and doctor says %+v", one)
