@@ -39,15 +39,8 @@ func Machine(opts MachineOptions) policy.Machine {
 	if m.Counters, err = linkCounters(); err != nil {
 		m.Unread = append(m.Unread, fmt.Sprintf("packets of links: %v", err))
 	}
-	if m.Neighbours, err = neighbours(); err != nil {
-		m.Unread = append(m.Unread, fmt.Sprintf("neighbours: %v", err))
-	}
-	m.Ways4, err = ways(netlink.FAMILY_V4)
-	if err == nil {
-		m.Ways6, err = ways(netlink.FAMILY_V6)
-	}
-	if err != nil {
-		m.Unread = append(m.Unread, fmt.Sprintf("routes: %v", err))
+	if err := lookAbove(&m); err != nil {
+		m.Unread = append(m.Unread, fmt.Sprintf("what is around virtual MACs: %v", err))
 	}
 	rules, tables, err := readRuleset()
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"vippin/policy"
 )
 
 // Of two connected routes alike the first one leads, and only that one; hosts and
@@ -45,6 +47,20 @@ func TestWays(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(netlink.FAMILY_V6, true, true)
+}
+
+// Nothing is read where there is no macvlan, and everything where there is one.
+func TestLookAbove(t *testing.T) {
+	enterNamespace(t)
+	addVeth(t, "lan0", "lan1")
+	var m policy.Machine
+	if err := lookAbove(&m); err != nil || m.Neighbours != nil || m.Ways4 != nil || m.Ways6 != nil {
+		t.Errorf("without a macvlan: %+v, %v", m, err)
+	}
+	macvlanOnVeth(t)
+	if err := lookAbove(&m); err != nil || m.Neighbours == nil || m.Ways4 == nil || m.Ways6 == nil {
+		t.Errorf("with one: %+v, %v", m, err)
+	}
 }
 
 // Neighbours count where their MAC is known and was not set by hand, and by their
