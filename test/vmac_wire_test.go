@@ -151,6 +151,7 @@ func TestVMACFailover(t *testing.T) {
 			t.Parallel()
 			p := setVMAC(t, "vmacfail"+name[13:14], lab.Options{}, keepalived)
 			p.knowForever(p.Hosts[0])
+			watchers := []*watcher{p.watch(p.RA), p.watch(p.RB)}
 			troops := []*troop{p.muster(6, 21000, false), p.muster(6, 22000, true)}
 			p.awaitAgreement(36)
 			p.awaitPorts(p.RA)
@@ -166,6 +167,7 @@ func TestVMACFailover(t *testing.T) {
 			}
 			p.sameMAC(p.Hosts...)
 			if name != "adverts from base" {
+				p.wantNoConflict(watchers[1])
 				return
 			}
 			keepalived.VMAC = true
@@ -177,7 +179,22 @@ func TestVMACFailover(t *testing.T) {
 				tr.allAnswered()
 			}
 			p.sameMAC(p.Hosts...)
+			p.wantNoConflict(watchers...)
 		})
+	}
+}
+
+// wantNoConflict looks through what monitors have shown. A deposed MASTER answers the
+// other one's gratuitous ARP from the virtual MAC while it still has the VIP, which is
+// no second MASTER.
+func (s *scene) wantNoConflict(watchers ...*watcher) {
+	s.t.Helper()
+	for _, w := range watchers {
+		for _, event := range w.events() {
+			if isConflict(event) {
+				s.t.Errorf("%s: %s", w.r.Name, event.Detail)
+			}
+		}
 	}
 }
 
