@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"vippin/policy"
 	"vippin/policy/doctor"
 	"vippin/test/lab"
 	"vippin/test/traffic"
@@ -56,4 +57,39 @@ func TestVMACSpoiltARP(t *testing.T) {
 	defer mended.Close()
 	s.ip(s.RA.Node, "neigh flush dev lan0")
 	s.wantAnswersFrom(mended, host, lab.LAN)
+}
+
+// Connections that were taken over leave from the VIP by the interface below. Unless
+// arp_announce is 2 the new MASTER asks for the next router's MAC in the VIP's name, from
+// its own MAC, and the next router believes it.
+func TestVMACTakenOverAsksInItsOwnName(t *testing.T) {
+	t.Parallel()
+	for name, plain := range map[string]bool{"plain": true, "set": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := setVMAC(t, "vmacask"+name, lab.Options{Hosts: 1}, lab.Keepalived{PlainARP: plain})
+			flow := p.flow(p.Hosts[0], "udp", netip.AddrPort{}, lab.Port(lab.ServerFar.V4, serverPort))
+			p.awaitAgreement(1)
+			p.must(p.HardKill(p.RA))
+			p.awaitRole(p.RB, policy.RoleMaster)
+			wire, err := traffic.StartCapture(p.Server.Do, "eth0")
+			p.must(err)
+			defer wire.Close()
+			p.ip(p.RB.Node, "neigh flush dev wan0")
+			p.goesOn(flow.Report)
+			own := p.ownMAC(p.RB.Node, lab.WAN.Name)
+			_, err = wire.Await(p.ctx, 1, func(f traffic.Frame) bool { // rb asks, in whose name ever
+				return claimedMAC(f, lab.WAN.VIP4) == own || claimedMAC(f, lab.WAN.RB.V4) == own
+			})
+			p.must(err)
+			asked := len(wire.Frames(func(f traffic.Frame) bool { return claimedMAC(f, lab.WAN.VIP4) == own }))
+			if (asked > 0) != plain {
+				t.Errorf("rb asked %d times in the VIP's name from its own MAC", asked)
+			}
+			if at := p.neighbourMAC(p.Server, lab.WAN.VIP4); (at == own) != plain {
+				t.Errorf("the server knows the VIP at %s; rb's own MAC is %s", at, own)
+			}
+			flow.Stop()
+		})
+	}
 }
