@@ -39,6 +39,9 @@ func Machine(opts MachineOptions) policy.Machine {
 	if m.Counters, err = linkCounters(); err != nil {
 		m.Unread = append(m.Unread, fmt.Sprintf("packets of links: %v", err))
 	}
+	if err := lookAbove(&m); err != nil {
+		m.Unread = append(m.Unread, fmt.Sprintf("what is around virtual MACs: %v", err))
+	}
 	rules, tables, err := readRuleset()
 	if err != nil {
 		m.Unread = append(m.Unread, fmt.Sprintf("NAT rules: %v", err))
@@ -118,11 +121,13 @@ func (r machineReader) exists(name string) bool {
 func (r machineReader) sysctls(interfaces []string) map[string]string {
 	names := []string{
 		"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/all/disable_ipv6", "net/ipv4/conf/all/rp_filter",
+		"net/ipv4/conf/all/arp_ignore", "net/ipv4/conf/all/arp_announce",
 		"net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_events",
 	}
 	for _, ifname := range interfaces {
 		names = append(names, "net/ipv4/conf/"+ifname+"/forwarding", "net/ipv4/conf/"+ifname+"/rp_filter",
-			"net/ipv6/conf/"+ifname+"/disable_ipv6")
+			"net/ipv4/conf/"+ifname+"/arp_ignore", "net/ipv4/conf/"+ifname+"/arp_announce",
+			"net/ipv6/conf/"+ifname+"/disable_ipv6", "net/ipv6/conf/"+ifname+"/use_oif_addrs_only")
 	}
 	return r.values(names)
 }

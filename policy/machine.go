@@ -22,7 +22,12 @@ type Machine struct {
 	Attached   map[int]bool         // does an interface of the dataplane carry both programs, by ifindex; nil: not known
 	Conntrackd []int                // processes called conntrackd in this network namespace
 	Counters   map[int]LinkCounters // by ifindex
-	Unread     []string             // what could not be read and why, a sentence each
+	// Where there are macvlans: how many others' MACs are known on an interface, by
+	// ifindex (who asked for one of its addresses and was answered, or was asked).
+	Neighbours map[int]int
+	Ways4      map[int]bool // does any route lead by an interface, by ifindex; nil: not known
+	Ways6      map[int]bool
+	Unread     []string // what could not be read and why, a sentence each
 }
 
 // Platform is how the firmware describes the machine (SMBIOS types 0, 1 and 3).

@@ -33,7 +33,7 @@ var modes = []mode{
 	{"v3 unicast", lab.Keepalived{Unicast: true}, 3, vrrp.ChecksumPseudo, advertInterval, false},
 	{"v3 unicast, old checksum", lab.Keepalived{Unicast: true, Instance: "\told_unicast_checksum\n"}, 3, vrrp.ChecksumPseudo, advertInterval, false},
 	{"v3 VMAC", lab.Keepalived{VMAC: true}, 3, vrrp.ChecksumPseudo, advertInterval, true},
-	{"v3 VMAC, adverts from the base", lab.Keepalived{VMAC: true, VMACXmitBase: true, Instance: "\tgarp_master_refresh 1\n"}, 3, vrrp.ChecksumPseudo, advertInterval, false},
+	{"v3 VMAC, adverts from the base", lab.Keepalived{VMAC: true, VMACXmitBase: true, Instance: "\tgarp_master_refresh 1\n"}, 3, vrrp.ChecksumPseudo, advertInterval, true},
 }
 
 // Each mode of keepalived is tracked on both routers, over a takeover and
@@ -79,7 +79,9 @@ func (s *scene) wantVirtualRouters(m mode, master *lab.Router, ends lab.Ends, pr
 		for _, family := range []string{vrrp.FamilyIPv4, vrrp.FamilyIPv6} {
 			want := policy.VRRPStatus{
 				Interface: lab.WAN.Name, VRID: lab.WAN.VRID, Family: family, Version: m.version,
-				Checksum: m.checksum, Role: policy.RoleBackup, VirtualMAC: m.virtualMAC,
+				Checksum: m.checksum, Role: policy.RoleBackup,
+				// From the base it shows only where keepalived runs.
+				VirtualMAC: m.virtualMAC && (!m.keepalived.VMACXmitBase || r.Keepalived().Alive()),
 			}
 			address := ends.V4
 			if family == vrrp.FamilyIPv6 {

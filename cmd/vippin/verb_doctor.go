@@ -133,11 +133,16 @@ func (c *cli) daemonPID(ctx context.Context, client *client) int {
 }
 
 // interfacesOf lists those whose settings matter: with a pin or VRRP, and those
-// with a MAC of their own over another one, inside too.
+// with a MAC of their own over another one, and the one below, inside too.
 func interfacesOf(plan policy.Plan, observed policy.Observed) []string {
 	watched := make(map[int]bool)
 	for _, planned := range plan.Interfaces {
 		watched[planned.Index] = true
+	}
+	for _, link := range observed.Links {
+		if link.Kind == "macvlan" {
+			watched[link.Parent] = true
+		}
 	}
 	var names []string
 	for _, link := range observed.Links {

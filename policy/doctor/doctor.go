@@ -78,6 +78,7 @@ var checks = []check{
 	{"vips", checkVIPs},
 	{"forwarding", checkForwarding},
 	{"rp_filter", checkRPFilter},
+	{"arp", checkARP},
 	{"masquerade", checkMasquerade},
 	{"snat", checkSNAT},
 	{"flow_offload", checkOffload},

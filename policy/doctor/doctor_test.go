@@ -92,6 +92,7 @@ func machine() policy.Machine {
 		Kernel: "6.6.4", BTF: true, Loaded: true, RPFDrops: 5,
 		Sysctls: map[string]string{
 			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv4/conf/all/rp_filter": "0",
+			"net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2",
 			"net/netfilter/nf_conntrack_max": "1000", "net/netfilter/nf_conntrack_count": "100", "net/netfilter/nf_conntrack_events": "1",
 		},
 		BPFFS:    policy.BPFFS{Dir: "/sys/fs/bpf/vippin", Known: true, Mounted: true, Ours: "0:39", Host: "0:39", Daemon: "0:39"},

@@ -56,12 +56,19 @@ func (v *view) families() (v4, v6 bool) {
 // strict says whether an interface's reverse-path filter is (RFC 3704 section
 // 2.2). The kernel takes the larger of the interface's setting and that of all.
 func (v *view) strict(ifname string) bool {
-	return max(v.sysctl("net/ipv4/conf/all/rp_filter"), v.sysctl("net/ipv4/conf/"+ifname+"/rp_filter")) == "1"
+	return v.larger(ifname, "rp_filter") == "1"
 }
 
 // hasIPv4 says whether an interface has an address that packets come for.
 func hasIPv4(link policy.Link) bool {
 	return slices.ContainsFunc(link.Addrs, func(a policy.Addr) bool { return is4(a.Prefix.Addr()) })
+}
+
+// returnsBy says that the way back to whatever comes to a virtual MAC is by its
+// own interface, which a strict filter wants: routes lead by it, and none by the
+// one below.
+func (v *view) returnsBy(link policy.Link) bool {
+	return v.Machine.Ways4[link.Index] && !v.Machine.Ways4[link.Parent]
 }
 
 // loose lets everything in that has some way back; 2 wins over a 1 for all.
@@ -70,7 +77,7 @@ func loose(ifname string) string { return setting("net/ipv4/conf/"+ifname+"/rp_f
 func checkRPFilter(v *view) []Finding {
 	var found []Finding
 	for _, link := range v.watched() {
-		if link.Kind == "macvlan" && isVirtualMAC(link.MAC) && hasIPv4(link) && v.strict(link.Name) {
+		if link.Kind == "macvlan" && isVirtualMAC(link.MAC) && hasIPv4(link) && v.strict(link.Name) && !v.returnsBy(link) {
 			found = append(found, fault(loose(link.Name),
 				"the reverse-path filter of the virtual MAC interface %s is strict: the way back is by %s, so what comes to the virtual MAC is dropped",
 				link.Name, v.links[link.Parent].Name))

@@ -13,6 +13,44 @@ import (
 
 // Source NAT: vippin works behind masquerade.
 
+// unmasked lists the virtual MACs over a pin's interface that routes of a family
+// lead by, and no rule for the interface below reaches: what leaves there leaves
+// with the inside hosts' addresses.
+func (v *view) unmasked(p pin, v4 bool) (names []string) {
+	ways := v.Machine.Ways6
+	if v4 {
+		ways = v.Machine.Ways4
+	}
+	for _, link := range p.vmacs {
+		reaches := func(rule policy.NATRule) bool {
+			return (rule.IPv4 && v4 || rule.IPv6 && !v4) && rule.Reaches(link)
+		}
+		if ways[link.Index] && !slices.ContainsFunc(v.Machine.NAT.Rules, reaches) {
+			names = append(names, link.Name)
+		}
+	}
+	return names
+}
+
+// passedOver lists the virtual MACs over a pin's interface that IPv6 routes lead by,
+// and whose VIP masquerade does not choose: it is deprecated, and addresses of
+// other interfaces are not (RFC 6724 section 5, rule 3 comes before rule 5).
+func (v *view) passedOver(p pin) (found []Finding) {
+	for _, link := range p.vmacs {
+		preferred := func(a policy.Addr) bool {
+			return !is4(a.Prefix.Addr()) && !a.Prefix.Addr().IsLinkLocalUnicast() && !a.Deprecated
+		}
+		alone := "net/ipv6/conf/" + link.Name + "/use_oif_addrs_only"
+		if v.Machine.Ways6[link.Index] && holds(link, p.VIP6) && !slices.ContainsFunc(link.Addrs, preferred) && v.sysctl(alone) != "1" {
+			found = append(found, fault(lines(setting(alone, "1"),
+				fmt.Sprintf("# lasting: write the VIP with its prefix length in keepalived.conf, %s/64 say: only as a /128 keepalived adds it as deprecated", p.VIP6)),
+				"routes of IPv6 lead by %s, where masquerade passes the VIP %s over, since it is deprecated, and takes an address of another interface: "+
+					"what leaves there is not pinned", link.Name, p.VIP6))
+		}
+	}
+	return found
+}
+
 // rulesFor lists the rules of a family that reach a pin's interface or a
 // virtual MAC over it.
 func (v *view) rulesFor(p pin, v4 bool) (rules []policy.NATRule) {
@@ -38,7 +76,7 @@ func checkMasquerade(v *view) []Finding {
 			continue
 		}
 		seen[p.link.Name] = true
-		var lacking []string
+		var lacking, unmasked []string
 		wanted := 0
 		for _, family := range []struct {
 			name string
@@ -51,7 +89,16 @@ func checkMasquerade(v *view) []Finding {
 			masquerades := func(rule policy.NATRule) bool { return rule.Masquerade || rule.Covers(family.vip) }
 			if !slices.ContainsFunc(v.rulesFor(p, is4(family.vip)), masquerades) {
 				lacking = append(lacking, family.name)
+			} else if !v.legacy([]string{family.name}) {
+				unmasked = append(unmasked, v.unmasked(p, is4(family.vip))...)
 			}
+		}
+		if len(lacking) == 0 && len(unmasked) == 0 {
+			found = append(found, v.passedOver(p)...)
+		}
+		for _, name := range distinct(unmasked) {
+			found = append(found, fault(masquerade(name), "a rule masquerades to %s and none to %s above it, by which routes lead: "+
+				"what leaves there has the inside hosts' own addresses", p.name(), name))
 		}
 		switch legacy := v.legacy(lacking); {
 		case len(lacking) == 0:

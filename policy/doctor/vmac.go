@@ -12,6 +12,49 @@ import (
 
 // What a hypervisor, or a switch, does to the frames.
 
+// checkARP finds who spoils hosts' ARP caches where virtual MACs are in use: hosts
+// must know the VIP at the virtual MAC alone (RFC 9568 section 8.1.2), and this
+// router's own addresses at its own. keepalived sees to the interfaces of IPv4.
+func checkARP(v *view) []Finding {
+	var answering, announcing []string
+	for _, link := range v.watched() {
+		if link.Kind != "macvlan" || !isVirtualMAC(link.MAC) {
+			continue
+		}
+		below, there := v.links[link.Parent]
+		if !there || !hasIPv4(below) {
+			continue
+		}
+		if v.larger(link.Name, "arp_ignore") == "0" {
+			answering = append(answering, link.Name)
+		}
+		if how := v.larger(below.Name, "arp_announce"); link.MAC[4] == 1 && (how == "0" || how == "1") {
+			announcing = append(announcing, below.Name)
+		}
+	}
+	var found []Finding
+	if len(answering) > 0 {
+		found = append(found, warning(kept("net.ipv4.conf.all.arp_ignore", "1"),
+			"the virtual MACs of %s answer ARP for addresses of other interfaces (arp_ignore is 0): hosts learn them for the VIP of IPv4 and "+
+				"for this router's own addresses, also while it is BACKUP", strings.Join(distinct(answering), ", ")))
+	}
+	if len(announcing) > 0 {
+		found = append(found, warning(kept("net.ipv4.conf.all.arp_announce", "2"),
+			"this router asks for MACs in the VIP's name on %s (arp_announce is less than 2): hosts learn the interface's own MAC for the VIP, and at a takeover go on sending to it "+
+				"until a gratuitous ARP reaches them", strings.Join(distinct(announcing), ", ")))
+	}
+	if !v.usesVirtualMAC() {
+		return nil
+	}
+	return unless(found, "nothing but virtual MACs is told of VIPs that have one")
+}
+
+// larger is what is in force of a setting that the one for all interfaces and an
+// interface's own make together; "" when it is not known.
+func (v *view) larger(ifname, name string) string {
+	return max(v.sysctl("net/ipv4/conf/all/"+name), v.sysctl("net/ipv4/conf/"+ifname+"/"+name))
+}
+
 // onewayAfter is how many packets must have left with the VIP before it means
 // something that not one has come back.
 const onewayAfter = 20
@@ -22,21 +65,31 @@ func (p pin) unanswered() bool {
 	return p.status != nil && p.role() == policy.RoleMaster && p.status.PacketsPinned >= onewayAfter && p.status.PacketsReturned == 0
 }
 
-// checkVirtualMAC finds a virtual MAC that somebody on the way eats: packets
-// leave with the VIP, none comes back, and nothing that is addressed to the
-// virtual MAC has ever arrived (broadcast and multicast arrive all the same).
+// checkVirtualMAC finds a virtual MAC that somebody on the way eats. Nothing that
+// is addressed to it has ever arrived (broadcast and multicast arrive all the
+// same), although packets leave with the VIP, or others have asked for its
+// address and were answered.
 func checkVirtualMAC(v *view) []Finding {
 	var found []Finding
 	var names []string
+	told := make(map[int]bool)
 	for _, p := range v.present() {
 		for _, link := range p.vmacs {
 			names = append(names, link.Name)
-			if p.unanswered() && v.eaten(link) {
-				found = append(found, fault(lines(append([]string{"# or let keepalived do without: take \"use_vmac\" out of the vrrp_instance on both routers"},
-					v.allSettings()...)...),
-					"%d packets left with the VIP on %s, none came back, and nothing addressed to the virtual MAC %s ever arrived at %s: "+
-						"the hypervisor or switch lets only the interface's own MAC through", p.status.PacketsPinned, p.name(), link.MAC, link.Name))
+			if p.unanswered() && v.eaten(link) && !told[link.Index] {
+				told[link.Index] = true
+				found = append(found, v.eatenFault(link, "%d packets left with the VIP on %s, none came back", p.status.PacketsPinned, p.name()))
 			}
+		}
+	}
+	for _, link := range v.watched() {
+		if link.Kind != "macvlan" || !isVirtualMAC(link.MAC) {
+			continue
+		}
+		names = append(names, link.Name)
+		if asked := v.Machine.Neighbours[link.Index]; asked > 0 && holdsVIP(link) && v.allEaten(link.Parent) && !told[link.Index] {
+			told[link.Index] = true
+			found = append(found, v.eatenFault(link, "%d of its neighbours asked %s for its MAC", asked, link.Name))
 		}
 	}
 	if len(names) == 0 {
@@ -45,10 +98,30 @@ func checkVirtualMAC(v *view) []Finding {
 	return unless(found, "virtual MACs are in use on %s", strings.Join(distinct(names), ", "))
 }
 
+// eatenFault says what shows that nothing gets through to a virtual MAC, and the
+// ways out.
+func (v *view) eatenFault(link policy.Link, shown string, args ...any) Finding {
+	return fault(lines(append([]string{"# or let keepalived do without: take \"use_vmac\" out of the vrrp_instance on both routers"}, v.allSettings()...)...),
+		"%s, and nothing addressed to the virtual MAC %s ever arrived at %s: the hypervisor or switch lets only the interface's own MAC through",
+		fmt.Sprintf(shown, args...), link.MAC, link.Name)
+}
+
+// holdsVIP says whether this router is MASTER where a virtual MAC is lent: a
+// link-local address is there as BACKUP, too.
+func holdsVIP(link policy.Link) bool {
+	return slices.ContainsFunc(link.Addrs, func(a policy.Addr) bool { return !a.Prefix.Addr().IsLinkLocalUnicast() })
+}
+
 // eaten says that nothing addressed to a virtual MAC has arrived.
 func (v *view) eaten(link policy.Link) bool {
 	c, counted := v.Machine.Counters[link.Index]
 	return counted && c.In <= c.InMulticast
+}
+
+// allEaten says so of every virtual MAC over an interface. Where one gets through
+// the others would: hosts have learnt that one instead (see checkARP).
+func (v *view) allEaten(index int) bool {
+	return !slices.ContainsFunc(v.vmacsOver(index), func(link policy.Link) bool { return !v.eaten(link) })
 }
 
 // checkReturns is the same without a virtual MAC, or where that one gets

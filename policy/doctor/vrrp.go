@@ -380,13 +380,13 @@ func checkOneWay(v *view) []Finding {
 	var found []Finding
 	for _, vr := range v.Daemon.VRRP {
 		self, others := masters(vr)
-		if vr.Conflict == "" || self == nil {
+		if self == nil || vr.Conflict == "" && (len(others) > 0 || !v.contradicted(vr)) {
 			continue
 		}
 		where := fmt.Sprintf("VRID %d on %s (%s)", vr.VRID, vr.Interface, vr.Family)
 		if len(others) == 0 {
 			found = append(found, fault(lines(append([]string{"# look here for what arrives from the other router, and at the switches between:",
-				"tcpdump -c 20 -eni " + vr.Interface + " 'ip proto 112 or ip6 proto 112 or arp'"}, v.settings()...)...),
+				"tcpdump -c 20 -eni " + vr.Interface + " 'ip proto 112 or ip6 proto 112 or arp'"}, v.lettingOut(vr)...)...),
 				"%s: the other MASTER's adverts do not arrive here", where))
 		}
 		for _, other := range others {
@@ -397,11 +397,40 @@ func checkOneWay(v *view) []Finding {
 				continue
 			}
 			found = append(found, fault(lines(append([]string{fmt.Sprintf("# run this on %s: do adverts of %s arrive? If they do, its firewall has them", other.Address, self.Address),
-				"tcpdump -c 20 -eni " + vr.Interface + " 'ip proto 112 or ip6 proto 112'"}, v.settings()...)...),
+				"tcpdump -c 20 -eni " + vr.Interface + " 'ip proto 112 or ip6 proto 112'"}, v.lettingOut(vr)...)...),
 				"%s: %s goes on as MASTER with priority %d although this router advertises %d: our adverts do not arrive there", where, other.Address, other.Priority, self.Priority))
 		}
 	}
 	return found
+}
+
+// unheardText is what the tracker says of a group when only a peer's word tells of
+// the other MASTER.
+const unheardText = "no adverts of another router are heard"
+
+// contradicted says that a peer claims to be MASTER of a virtual router's group,
+// and no adverts show it.
+func (v *view) contradicted(vr policy.VRRPStatus) bool {
+	for _, group := range v.Plan.Groups {
+		link := slices.IndexFunc(v.Plan.Interfaces, func(planned policy.PlanInterface) bool { return planned.Name == vr.Interface })
+		if link < 0 || !slices.Contains(v.vridsOf(v.Plan.Interfaces[link].Index, group.ID), vr.VRID) {
+			continue
+		}
+		return slices.ContainsFunc(v.Daemon.Status.Groups, func(status policy.GroupStatus) bool {
+			return status.Name == group.Name && strings.Contains(status.Conflict, unheardText)
+		})
+	}
+	return false
+}
+
+// lettingOut are the settings that let a virtual router's adverts through. Those
+// from a virtual MAC need more than others.
+func (v *view) lettingOut(vr policy.VRRPStatus) []string {
+	if !vr.VirtualMAC {
+		return v.settings()
+	}
+	return append([]string{"# a virtual MAC is in use, which a hypervisor or switch may eat (keepalived's vmac_xmit_base sends adverts from the interface's",
+		"# own MAC, which alone does not let in what hosts send to the virtual one):"}, v.allSettings()...)
 }
 
 // better compares as RFC 9568 section 6.4.3 does.

@@ -50,7 +50,7 @@ func (t *Tracker) Routers(now time.Duration) []policy.VRRPStatus {
 		s := policy.VRRPStatus{
 			Interface: t.linkName(key.ifindex), VLAN: key.tags(t.links[key.ifindex]), VRID: key.vrid,
 			Family: key.family, Version: vr.version, Checksum: vr.checksum,
-			Role: t.roleIn(now, vr), VirtualMAC: vr.virtualMAC,
+			Role: t.roleIn(now, vr), VirtualMAC: t.hasVirtualMAC(vr),
 			Routers: []policy.RouterStatus{}, Ignored: map[string]uint64{}, Conflict: cmp.Or(vr.conflict, vr.claimed),
 		}
 		for _, r := range vr.all() {
@@ -95,7 +95,7 @@ func (t *Tracker) evidence(now time.Duration, g *group) []string {
 			lines = append(lines, p.fault)
 		}
 		if len(p.have) > 0 {
-			lines = append(lines, fmt.Sprintf("%s on %s", are(p.have), p.Interface))
+			lines = append(lines, fmt.Sprintf("%s on %s%s", are(p.have), p.Interface, t.lent(p)))
 		}
 		if len(p.missing) > 0 {
 			lines = append(lines, fmt.Sprintf("%s not on %s%s", are(p.missing), p.Interface, t.elsewhere(p)))
@@ -112,6 +112,24 @@ func (t *Tracker) evidence(now time.Duration, g *group) []string {
 		lines = []string{"neither pins nor adverts seen"}
 	}
 	return append(lines, t.wordEvidence(now, g)...)
+}
+
+// lent names the interfaces that hold VIPs of a pin with MAC addresses of their own.
+func (t *Tracker) lent(p *pin) string {
+	var names []string
+	for _, link := range t.links {
+		if isVMAC(link) && link.Parent == p.Ifindex && slices.ContainsFunc(p.have, func(vip netip.Addr) bool {
+			_, here := t.held[place{link.Index, vip}]
+			return here
+		}) {
+			names = append(names, fmt.Sprintf("%s by %s", link.MAC, link.Name))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	return " (MAC " + strings.Join(names, ", ") + ")"
 }
 
 func (t *Tracker) advertEvidence(now time.Duration, vr *virtualRouter) []string {

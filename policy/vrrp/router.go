@@ -138,7 +138,7 @@ func (t *Tracker) Advert(now time.Duration, seen policy.AdvertSeen) []Change {
 		return nil
 	}
 	vr.version, vr.checksum, vr.vips = advert.Version, advert.Checksum, advert.VIPs
-	vr.virtualMAC = isVirtualMAC(seen.SrcMAC, advert)
+	vr.virtualMAC = seen.SrcMAC == virtualMACOf(advert.Family, advert.VRID)
 	t.bind(now, vr)
 	r := t.router(now, vr, seen)
 	if r == nil {
@@ -357,13 +357,29 @@ func (t *Tracker) isOwn(now time.Duration, vr *virtualRouter, src netip.Addr) bo
 	return own || vr.self.addr == src
 }
 
-// isVirtualMAC: RFC 9568 section 7.3.
-func isVirtualMAC(mac [6]byte, advert Advert) bool {
-	family := byte(1)
-	if advert.Family == FamilyIPv6 {
-		family = 2
+// virtualMACOf is the MAC address of a virtual router: RFC 9568 section 7.3.
+func virtualMACOf(family string, vrid uint8) policy.MAC {
+	kind := byte(1)
+	if family == FamilyIPv6 {
+		kind = 2
 	}
-	return mac == [6]byte{0, 0, 0x5e, 0, family, advert.VRID}
+	return policy.MAC{0, 0, 0x5e, 0, kind, vrid}
+}
+
+// hasVirtualMAC says whether a virtual router has its own MAC address here: its
+// adverts come from it, or an interface lends it. BACKUP has that too, and with
+// keepalived's vmac_xmit_base the adverts come from the interface below.
+func (t *Tracker) hasVirtualMAC(vr *virtualRouter) bool {
+	if vr.virtualMAC {
+		return true
+	}
+	mac := virtualMACOf(vr.family, vr.vrid)
+	for _, link := range t.links {
+		if isVMAC(link) && link.MAC == mac && vr.vlan == (policy.VLAN{}) && (link.Parent == vr.ifindex || link.Index == vr.ifindex) {
+			return true
+		}
+	}
+	return false
 }
 
 // judgeUnbound looks for two masters where no group is concerned.

@@ -277,3 +277,55 @@ func BenchmarkObserve(b *testing.B) {
 		}
 	}
 }
+
+// With vmac_xmit_base adverts come from the interface's own MAC, and a BACKUP sends
+// none: the interface that lends the virtual MAC tells of it.
+func TestVirtualMACWithoutAdvertsFromIt(t *testing.T) {
+	s := tell(t, planOf())
+	shown := func() bool {
+		t.Helper()
+		s.observe()
+		rows := s.tracker.Routers(s.now)
+		if len(rows) != 1 {
+			t.Fatalf("rows %+v", rows)
+		}
+		return rows[0].VirtualMAC
+	}
+	s.note(s.tracker.Advert(s.now, s.packet(vl2, policy.In, other2, 10, 100, vip2)))
+	if shown() {
+		t.Error("a virtual MAC out of nothing")
+	}
+	link := policy.Link{Index: vmac, Name: "vrrp.10", Kind: "macvlan", Parent: vl2, Up: true, MAC: policy.MAC{0, 0, 0x5e, 0, 1, 10}}
+	for name, change := range map[string]func(*policy.Link){
+		"on another interface": func(l *policy.Link) { l.Parent = vl20 },
+		"of another VRID":      func(l *policy.Link) { l.MAC[5] = 11 },
+		"of IPv6":              func(l *policy.Link) { l.MAC[4] = 2 },
+		"of a VLAN":            func(l *policy.Link) { l.Kind = "vlan" },
+	} {
+		other := link
+		change(&other)
+		s.links[vmac] = &other
+		if shown() {
+			t.Errorf("a virtual MAC %s counts", name)
+		}
+	}
+	s.links[vmac] = &link
+	if !shown() {
+		t.Error("the virtual MAC is not shown")
+	}
+}
+
+// Evidence tells by which MAC a VIP is held.
+func TestEvidenceNamesVirtualMAC(t *testing.T) {
+	s := tell(t, onePin(vip2))
+	s.links[vmac] = &policy.Link{Index: vmac, Name: "vrrp.10", Kind: "macvlan", Parent: vl2, Up: true, MAC: policy.MAC{0, 0, 0x5e, 0, 1, 10}}
+	s.observe()
+	s.evidence("198.51.100.2 is not on eth0.2")
+	s.hold(vmac, vip2)
+	s.evidence("198.51.100.2 is on eth0.2 (MAC 00:00:5e:00:01:0a by vrrp.10)")
+	s.drop(vmac, vip2)
+	s.hold(vl2, vip2)
+	if lines := s.tracker.Groups(s.now, time.Unix(0, 0))[0].Evidence; len(lines) == 0 || strings.Contains(lines[0], "MAC") {
+		t.Errorf("evidence %q", lines)
+	}
+}

@@ -38,7 +38,9 @@ type Keepalived struct {
 	NoPreempt    bool
 	Unicast      bool // unicast_peer instead of multicast
 	VMAC         bool // VIPs on a macvlan with the virtual MAC; adverts leave there too
+	PlainARP     bool // with VMAC: arp_ignore and arp_announce stay as the kernel has them, which does not do
 	VMACXmitBase bool // with VMAC: adverts leave from the interface itself
+	VIP6Bits     int  // prefix length of the IPv6 VIP; 0 = 128, which keepalived adds as deprecated
 	IPv4Only     bool
 	NotifyFIFO   string // path, "" = none
 	Global       string // more lines for global_defs
@@ -76,6 +78,11 @@ func (l *Lab) StartKeepalived(r *Router, k Keepalived) (*Proc, error) {
 			return nil, err
 		}
 		old.forget()
+	}
+	if k.VMAC && !k.PlainARP { // keepalived's own care leaves out the IPv6 instances' interfaces
+		if err := errors.Join(r.Sysctl("net/ipv4/conf/all/arp_ignore", "1"), r.Sysctl("net/ipv4/conf/all/arp_announce", "2")); err != nil {
+			return nil, err
+		}
 	}
 	file, err := l.WriteKeepalived(r, k)
 	if err != nil {
@@ -239,7 +246,7 @@ func (l *Lab) instance(r *Router, k Keepalived, s Segment, v6 bool) string {
 		}
 	}
 	if v6 {
-		line("virtual_ipaddress {\n\t\t%s/64\n\t\t%s\n\t}", s.VIPLL, s.VIP6)
+		line("virtual_ipaddress {\n\t\t%s/64\n\t\t%s/%d\n\t}", s.VIPLL, s.VIP6, cmp.Or(k.VIP6Bits, 128))
 	} else {
 		line("virtual_ipaddress {\n\t\t%s/%d\n\t}", s.VIP4, s.Bits4)
 	}
