@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make build | demo | test | test-vm | bench | bench-flows | bench-failover | fuzz | generate | lint | man | clean
+# make build | demo | test | test-vm | verifier | bench | bench-flows | bench-failover | fuzz | generate | lint | man | clean
 # Targets that touch packets need root; each installs what it lacks.
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -7,7 +7,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GO := go
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: build demo test test-vm bench bench-flows bench-failover fuzz generate generate-check lint man clean
+.PHONY: build demo test test-vm verifier bench bench-flows bench-failover fuzz generate generate-check lint man clean
 
 build:
 	@test/setup.sh build
@@ -26,6 +26,12 @@ test: build
 test-vm: build
 	@test/setup.sh build vm run test
 	VIPPIN_VM=1 $(GO) test -timeout 30m -count=1 -v ./test/vm/...
+
+# What the verifiers of this kernel and of the older ones make of every BPF program:
+# the table in docs/kernels.md. A minute.
+verifier:
+	@test/setup.sh build vm
+	$(GO) run ./test/vm/cmd/verifier
 
 # What a packet costs, through the plain kernel, with vippin and past the stack: some
 # 5 minutes on a machine that does nothing else. Tables and plot go to docs/bench.

@@ -80,9 +80,11 @@ static __always_inline __u32 spare(const struct fast_fate *fate, __u32 place, __
 		__u32 most = 0, chosen = 0, loser = bpf_get_prandom_u32() % (END_ANOTHER * FAST_WAYS);       \
                                                                                                              \
 		for (int i = 0; i < FAST_WAYS; i++) {                                                        \
-			__u32 way = fast_way(digest, i);                                                     \
-			__u32 spares = spare(&(bucket)->way[way].fate, (bucket)->way[way].place, now);       \
+			__u32 way = fast_way(digest, i), spares;                                             \
                                                                                                              \
+			barrier_var(way); /* Linux 6.1 knows no bounds of an XOR of two variables */         \
+			way &= FAST_WAYS - 1;                                                                \
+			spares = spare(&(bucket)->way[way].fate, (bucket)->way[way].place, now);             \
 			if (spares > most)                                                                   \
 				most = spares, chosen = way;                                                 \
 			if (!(bucket)->way[way].fate.generation)                                             \

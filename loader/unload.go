@@ -49,7 +49,7 @@ func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
 		return report, fmt.Errorf("unload: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	c := &converter{d: d, conn: conn}
+	c := &converter{d: d, conn: conn, ordinary: readTimeouts()}
 	if err := c.findZones(); err != nil {
 		return report, fmt.Errorf("unload: %w", err)
 	}
@@ -108,9 +108,10 @@ func (d *Dataplane) disablePins() (restore func() error, err error) {
 
 // converter turns mappings into native conntrack entries.
 type converter struct {
-	d     *Dataplane
-	conn  *conntrack.Conn
-	zones map[flowKey]uint16 // of flows in a conntrack zone, by key with slot 0
+	d        *Dataplane
+	conn     *conntrack.Conn
+	ordinary *timeouts
+	zones    map[flowKey]uint16 // of flows in a conntrack zone, by key with slot 0
 }
 
 // findZones learns which flows are in a conntrack zone: the look-ups need it,
@@ -251,7 +252,7 @@ func (c *converter) convertBatch(batch []conversion) (converted, failed int, err
 	for i := range batch {
 		if convertible(&batch[i]) {
 			possible = append(possible, &batch[i])
-			replacements = append(replacements, conntrack.Replacement{Old: batch[i].flow.Ref(), New: native(&batch[i])})
+			replacements = append(replacements, conntrack.Replacement{Old: batch[i].flow.Ref(), New: c.native(&batch[i])})
 		}
 	}
 	failed = len(batch) - len(possible)
@@ -354,7 +355,7 @@ func (c *converter) setPublic(what *conversion, local localEnd) error {
 }
 
 // native is the entry that translates a flow to its public end by itself.
-func native(what *conversion) conntrack.Entry {
+func (c *converter) native(what *conversion) conntrack.Entry {
 	flow := what.flow
 	entry := conntrack.Entry{
 		Orig: flow.Orig, NATSrc: endAddrPort(what.end.Addr.Word, what.end.Port),
@@ -362,6 +363,12 @@ func native(what *conversion) conntrack.Entry {
 	}
 	if flow.Status&conntrack.DstNAT != 0 { // port-forwarded elsewhere as well
 		entry.NATDst = flow.Reply.Source()
+	}
+	if flow.Status&conntrack.Offload != 0 { // then the kernel tells neither state nor timeout
+		if flow.Orig.Proto == unix.IPPROTO_TCP {
+			entry.TCP = &conntrack.TCP{State: conntrack.TCPEstablished}
+		}
+		entry.Timeout = c.ordinary.of(flow.Orig.Proto, flow.Status, entry.TCP, nil)
 	}
 	return entry
 }

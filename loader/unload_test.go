@@ -58,6 +58,31 @@ func TestBornBefore(t *testing.T) {
 	}
 }
 
+// The kernel tells neither state nor timeout of what a flow table has: the native
+// entry gets what an ordinary one has.
+func TestNativeOfOffloaded(t *testing.T) {
+	c := &converter{ordinary: readTimeouts()}
+	for _, test := range []struct {
+		name  string
+		proto uint8
+		want  time.Duration
+	}{
+		{"tcp", unix.IPPROTO_TCP, c.ordinary.tcp[conntrack.TCPEstablished]},
+		{"udp", unix.IPPROTO_UDP, c.ordinary.udpStream},
+	} {
+		entry := c.native(&conversion{flow: &conntrack.Flow{
+			Orig:   conntrack.Tuple{Src: addrs("192.168.1.10")[0], Dst: addrs("198.51.100.9")[0], Proto: test.proto, SrcPort: 5, DstPort: 7},
+			Status: conntrack.Offload | conntrack.SeenReply | conntrack.Assured | conntrack.SrcNAT,
+		}})
+		if entry.Timeout != test.want || test.want < time.Minute {
+			t.Errorf("%s lives for %v, want %v", test.name, entry.Timeout, test.want)
+		}
+		if isTCP := test.proto == unix.IPPROTO_TCP; isTCP != (entry.TCP != nil) || isTCP && entry.TCP.State != conntrack.TCPEstablished {
+			t.Errorf("%s has the state %+v", test.name, entry.TCP)
+		}
+	}
+}
+
 // TestUnloadKeepsFlows: living flows go on with the same source, also those
 // whose public port is not their own, while they are busy.
 func TestUnloadKeepsFlows(t *testing.T) {
@@ -177,7 +202,7 @@ func TestConversionHoldsAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the answer comes while there is no entry", func() bool { return mustCount(t, d).Returned > before })
-	results, err := converter.replace([]conntrack.Replacement{{Old: flow.flow.Ref(), New: native(&flow)}})
+	results, err := converter.replace([]conntrack.Replacement{{Old: flow.flow.Ref(), New: converter.native(&flow)}})
 	if err := errors.Join(append(results, err, converter.finish([]*conversion{&flow}, results))...); err != nil {
 		t.Fatalf("finish: %v", err)
 	}

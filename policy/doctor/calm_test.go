@@ -58,6 +58,10 @@ func TestNoFalseAlarm(t *testing.T) {
 		"a flow table in software": {master, func(f *Facts) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0"}}}
 		}},
+		"unpinned connections in a flow table": {master, func(f *Facts) {
+			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0"}}}
+			f.WithoutPin = map[string]uint64{"no_conntrack": 4}
+		}},
 		"hardware offload elsewhere": {master, func(f *Facts) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth7"}, Hardware: true}}
 		}},

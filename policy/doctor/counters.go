@@ -47,7 +47,11 @@ func checkUnpinned(v *view) []Finding {
 			}
 		}
 	}
-	if n := v.WithoutPin["no_conntrack"]; n > 0 {
+	switch n := v.WithoutPin["no_conntrack"]; {
+	case n > 0 && v.hasFlowtable():
+		found = append(found, ok("%d forwarded packets left with the router's own address and without a conntrack entry (no_conntrack), "+
+			"as those of unpinned connections in a flow table do", n))
+	case n > 0:
 		found = append(found, warning(lines("# a notrack rule takes masqueraded packets, or conntrack is full:", "nft list ruleset | grep -w notrack", "conntrack -S"),
 			"%d forwarded packets left with the router's own address and without a conntrack entry (no_conntrack): nothing can pin them", n))
 	}

@@ -210,6 +210,18 @@ func checkOffload(v *view) []Finding {
 	return found
 }
 
+// hasFlowtable tells whether a flow table carries a pin's packets.
+func (v *view) hasFlowtable() bool {
+	for _, table := range v.Machine.Flowtables {
+		for _, p := range v.present() {
+			if v.offloads(table, p) != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // offloads returns which device of a flow table carries a pin's packets.
 func (v *view) offloads(table policy.Flowtable, p pin) string {
 	for _, link := range append(v.below(p.link.Index), p.vmacs...) {

@@ -189,6 +189,10 @@ var mutations = []mutation{
 		"unpinned", Warning, []string{"(no_port)"}, []string{"sources"}},
 	{"rewriting failed", master, func(f *Facts) { f.Pins[0].UnpinnedBy["error"] = 8 },
 		"unpinned", Warning, []string{"(error)"}, []string{"report"}},
+	{"no conntrack entry, and a flow table elsewhere", master, func(f *Facts) {
+		f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth7"}}}
+		f.WithoutPin = map[string]uint64{"no_conntrack": 4}
+	}, "unpinned", Warning, []string{"no_conntrack"}, []string{"notrack"}},
 	{"no conntrack entry", master, func(f *Facts) { f.WithoutPin = map[string]uint64{"no_conntrack": 4} },
 		"unpinned", Warning, []string{"no_conntrack"}, []string{"notrack"}},
 }

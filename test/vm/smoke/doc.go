@@ -4,7 +4,8 @@
 // behind the build tag vmsmoke, that need a kernel with 8021q and queue
 // disciplines and a vippin program, whose path is in VIPPIN_BIN. Package vm's own
 // test builds and starts them. They make every namespace they use; on this
-// machine itself they have no business.
+// machine itself they have no business. The TestKernel ones have a boot of their own,
+// in which TestKernelModulesLate comes before anything that loads modules.
 //
 // One kernel, by hand, as root:
 //

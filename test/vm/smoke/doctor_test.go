@@ -59,14 +59,7 @@ pins:
   - {vlan: 2, vips: [198.51.100.2, "2001:db8:2::2"]}
   - {vlan: 20, vips: [192.168.20.1], enabled: false}
 `)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
-		if _, code := l.call("status"); code == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the daemon does not answer")
-		}
-	}
+	l.awaitDaemon(t)
 	for _, f := range l.doctor(t) {
 		if f.State != "ok" {
 			t.Errorf("healthy, and doctor says %+v", f)

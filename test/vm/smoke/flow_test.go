@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -91,9 +92,14 @@ func (l *lab) open(t *testing.T, network, server string) *flow {
 		f.conn, err = net.DialTimeout(network, net.JoinHostPort(server, port), 20*time.Second)
 		return err
 	})
+	f.reads(t)
+	return f
+}
+
+// reads makes a flow whose connection is open ready, and closes it after the test.
+func (f *flow) reads(t *testing.T) {
 	t.Cleanup(func() { f.conn.Close() })
 	f.read = bufio.NewReader(f.conn)
-	return f
 }
 
 // source sends something and returns the source that the server saw. A lost
@@ -104,24 +110,30 @@ func (f *flow) source(t *testing.T) netip.AddrPort {
 		if _, err := f.conn.Write([]byte("who am I?\n")); err != nil {
 			t.Fatalf("%s: %v", f.what, err)
 		}
-		if err := f.conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		line, err := f.read.ReadString('\n')
+		seen, err := f.answer()
 		if errors.Is(err, os.ErrDeadlineExceeded) && f.conn.LocalAddr().Network() == "udp" {
 			continue
 		}
 		if err != nil {
 			t.Fatalf("%s: %v", f.what, err)
 		}
-		seen, err := netip.ParseAddrPort(line[:len(line)-1])
-		if err != nil {
-			t.Fatalf("%s: %v", f.what, err)
-		}
-		return netip.AddrPortFrom(seen.Addr().Unmap(), seen.Port())
+		return seen
 	}
 	t.Fatalf("%s: no answer", f.what)
 	return netip.AddrPort{}
+}
+
+// answer reads the next source that the server tells.
+func (f *flow) answer() (netip.AddrPort, error) {
+	if err := f.conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return netip.AddrPort{}, err
+	}
+	line, err := f.read.ReadString('\n')
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	seen, err := netip.ParseAddrPort(strings.TrimSuffix(line, "\n"))
+	return netip.AddrPortFrom(seen.Addr().Unmap(), seen.Port()), err
 }
 
 // pingSource sends an echo request from the inside host, waits for its reply and

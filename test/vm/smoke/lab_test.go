@@ -48,9 +48,22 @@ type lab struct {
 	vippin               string // the program
 	config               string // its file
 	env                  []string
+
+	daemon   *exec.Cmd // nil: none runs
+	log      bytes.Buffer
+	unloaded bool
 }
 
+// newLab builds it, masquerading.
 func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := newBareLab(t)
+	l.masquerade(t)
+	return l
+}
+
+// newBareLab is newLab without any rule, and so without conntrack.
+func newBareLab(t *testing.T) *lab {
 	t.Helper()
 	l := &lab{
 		host:   newNamespace(t, "host"),
@@ -78,25 +91,44 @@ func newLab(t *testing.T) *lab {
 	l.host.addr(t, inside, "192.168.20.10/24", "2001:db8:20::10/64")
 	l.host.defaultRoutes(t, "192.168.20.1", "2001:db8:20::1")
 	l.server.addr(t, outside, "198.51.100.10/24", "2001:db8:2::10/64")
+	return l
+}
+
+// masquerade adds the rule that everything else here is about.
+func (l *lab) masquerade(t *testing.T) {
+	t.Helper()
 	l.router.must(t, func() error {
 		return run("nft", `table inet smoke {
 			chain out { type nat hook postrouting priority srcnat; oifname "`+wan+`" masquerade; }
 		}`)
 	})
-	return l
 }
 
 // run runs a program of the system; nft gets its rules as its last argument.
 func run(name string, args ...string) error {
-	if said, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("run %s: %w: %s", name, err, said)
-	}
-	return nil
+	_, err := output(name, args...)
+	return err
 }
 
-// start writes the configuration, which gets directories of its own, and runs
-// the daemon until the test ends.
+// output is run for what prints something.
+func output(name string, args ...string) (string, error) {
+	said, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("run %s: %w: %s", name, err, said)
+	}
+	return string(said), nil
+}
+
+// start configures the daemon and runs it until the test ends.
 func (l *lab) start(t *testing.T, config string) {
+	t.Helper()
+	l.configure(t, config)
+	l.launch(t)
+	t.Cleanup(func() { l.stop(t) })
+}
+
+// configure writes the configuration, which gets directories of its own.
+func (l *lab) configure(t *testing.T, config string) {
 	t.Helper()
 	if l.vippin = os.Getenv("VIPPIN_BIN"); l.vippin == "" {
 		t.Fatal("VIPPIN_BIN is not set: it names the vippin program to test")
@@ -117,27 +149,66 @@ exec unshare --mount sh -c 'mount -t tmpfs none /sys/kernel/btf && exec "$@"' no
 	if err := os.WriteFile(l.config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	daemon := exec.Command(l.vippin, "run", "-c", l.config)
-	var log bytes.Buffer
-	daemon.Env, daemon.Stdout, daemon.Stderr = l.env, &log, &log
-	l.router.must(t, daemon.Start)
-	t.Cleanup(func() { l.stop(t, daemon, &log) })
 }
 
-// stop ends the daemon and takes its programs out of the kernel.
-func (l *lab) stop(t *testing.T, daemon *exec.Cmd, log *bytes.Buffer) {
-	_ = daemon.Process.Signal(syscall.SIGTERM) // it may have died: Wait tells
-	timer := time.AfterFunc(20*time.Second, func() { _ = daemon.Process.Kill() })
-	err := daemon.Wait()
+// launch runs the daemon, once more after end.
+func (l *lab) launch(t *testing.T) {
+	t.Helper()
+	daemon := exec.Command(l.vippin, "run", "-c", l.config)
+	daemon.Env, daemon.Stdout, daemon.Stderr = l.env, &l.log, &l.log
+	l.router.must(t, daemon.Start)
+	l.daemon = daemon
+}
+
+// awaitDaemon waits until the daemon answers, and nothing is wrong.
+func (l *lab) awaitDaemon(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		said, code := l.call("status")
+		if code == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("status: exit %d after a minute: %s", code, said)
+		}
+	}
+}
+
+// end ends the daemon, if it runs.
+func (l *lab) end(t *testing.T) {
+	t.Helper()
+	if l.daemon == nil {
+		return
+	}
+	_ = l.daemon.Process.Signal(syscall.SIGTERM) // it may have died: Wait tells
+	timer := time.AfterFunc(20*time.Second, func() { _ = l.daemon.Process.Kill() })
+	err := l.daemon.Wait()
 	if !timer.Stop() || err != nil {
 		t.Errorf("the daemon did not end in order: %v", err)
 	}
-	if out, code := l.call("unload", "-c", l.config, "--force"); code != 0 {
-		t.Errorf("vippin unload: exit %d: %s", code, out)
+	l.daemon = nil
+}
+
+// stop ends the daemon and takes its programs out of the kernel.
+func (l *lab) stop(t *testing.T) {
+	l.end(t)
+	if !l.unloaded {
+		if out, code := l.call("unload", "-c", l.config, "--force"); code != 0 {
+			t.Errorf("vippin unload: exit %d: %s", code, out)
+		}
 	}
 	if t.Failed() {
-		t.Logf("the daemon said:\n%s", log)
+		t.Logf("the daemon said:\n%s", &l.log)
 	}
+}
+
+// unload has the living flows handed over to conntrack.
+func (l *lab) unload(t *testing.T) string {
+	t.Helper()
+	l.end(t)
+	said := l.verb(t, "unload", "-c", l.config)
+	l.unloaded = true
+	return said
 }
 
 // call runs a verb inside the router and returns what it printed, and how it
