@@ -30,6 +30,7 @@ struct fast_frame {
 	void *end;
 	__u32 tags;
 	__u32 device; /* number of the one it came by */
+	__u32 turns; /* that one's */
 	__u32 place;
 	__u32 len; /* octets of the IP packet */
 	__u32 headers; /* octets of its headers that may change */

@@ -99,7 +99,7 @@ struct fast_state {
 struct fast_device {
 	__u8 number; /* 1 to FAST_DEVICES - 1; 0: none */
 	__u8 mac[6]; /* its own: frames to another one are not for us */
-	__u8 pad;
+	__u8 turns; /* its number, if frames that leave by it again may do so by XDP_TX; else 0 */
 };
 
 /* Where packets go: all that the last interface adds. */

@@ -128,7 +128,7 @@ static __always_inline struct fast_hop *take_hop(struct xdp_md *ctx, struct fast
 
 static __always_inline int send(const struct fast_frame *f, const struct fast_hop *hop)
 {
-	if (hop->device == f->device)
+	if (hop->device == f->turns)
 		return XDP_TX;
 	/* An out device that vanished has no way anyway. */
 	return bpf_redirect_map(&fast_out, hop->device, XDP_DROP);
@@ -206,6 +206,7 @@ static __always_inline int forward_fast(struct xdp_md *ctx)
 		return pass(FAST_DEVICE);
 	own = *(__u64 *)device;
 	f->device = own & 0xff;
+	f->turns = own >> 56;
 	if (unlikely(!f->device))
 		return pass(FAST_DEVICE);
 	if (unlikely(f->data + FAST_SHORTEST > f->end))

@@ -149,7 +149,7 @@ type FastpathFastDevice struct {
 	_      structs.HostLayout
 	Number uint8
 	Mac    [6]uint8
-	Pad    uint8
+	Turns  uint8
 }
 
 type FastpathFastEager struct {

@@ -76,6 +76,21 @@ func TestFastForwards(t *testing.T) {
 	})
 }
 
+// A device whose driver does not send what XDP_TX turns back has it redirected there.
+func TestFastTurns(t *testing.T) {
+	f := newFastpath(t)
+	eachFast(t, func(t *testing.T, in frame) {
+		f.reset(t)
+		put(t, f.FastDevices, uint32(loopback), FastpathFastDevice{Number: fastIn, Mac: [6]uint8(routerMAC)})
+		put(t, f.FastOut, uint32(fastIn), uint32(loopback))
+		defer func() { mustDo(t, f.FastOut.Delete(uint32(fastIn))) }()
+		fl := f.snat(in, nil)
+		f.enter(t, fl, 0)
+		f.setHop(t, nil, fastIn)
+		f.forwards(t, fl, 0, xdpRedirect)
+	})
+}
+
 // Every way of a bucket is looked at, and the priority and drop bits of tags are no
 // part of the key.
 func TestFastWays(t *testing.T) {

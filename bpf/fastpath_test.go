@@ -99,7 +99,7 @@ func (f *fastpath) reset(t *testing.T) {
 	put(t, f.FastState, uint32(0), FastpathFastState{
 		Generation: fastGeneration, Keys: fastKeys, LeaseNs: fastLease, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
 	})
-	put(t, f.FastDevices, uint32(loopback), FastpathFastDevice{Number: fastIn, Mac: [6]uint8(routerMAC)})
+	put(t, f.FastDevices, uint32(loopback), FastpathFastDevice{Number: fastIn, Mac: [6]uint8(routerMAC), Turns: fastIn})
 	put(t, f.FastOut, uint32(fastElsewhere), uint32(loopback))
 	f.setHop(t, nil, fastIn)
 	f.beat(t, coarseNow(t))

@@ -246,6 +246,11 @@ func (f *Fastpath) enter(devices []*fastDevice) error {
 			continue
 		}
 		value := fastDeviceValue{Number: f.numbers[d.Ifindex], Mac: [6]byte(d.link.Attrs().HardwareAddr)}
+		// veth_xdp_flush wakes only an end that has an XDP program: what XDP_TX sends to
+		// another one stays in its ring. Frames that are redirected reach it.
+		if d.link.Type() != "veth" {
+			value.Turns = value.Number
+		}
 		var now fastDeviceValue
 		if err := f.deviceMap(d.Ifindex).Lookup(uint32(d.Ifindex), &now); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("read map fast_devices: %w", err)

@@ -102,7 +102,7 @@ func (c *fastCopy) fill() error {
 	err := errors.Join(
 		c.FastState.Put(uint32(0), bpf.FastpathFastState{Generation: copyGeneration, LeaseNs: math.MaxInt64 / 2, PaceNs: uint64(time.Hour)}),
 		c.Heartbeat.Put(uint32(0), uint64(loader.Monotonic())),
-		c.FastDevices.Put(uint32(loopback), bpf.FastpathFastDevice{Number: copyDevice}),
+		c.FastDevices.Put(uint32(loopback), bpf.FastpathFastDevice{Number: copyDevice, Turns: copyDevice}),
 		c.FastHops.Put(uint32(copyHop), bpf.FastpathFastHop{Mtu: 1500, Device: copyDevice, Alive: 1}),
 	)
 	if err != nil {
