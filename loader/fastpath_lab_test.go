@@ -5,6 +5,9 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -37,9 +40,89 @@ func newForwardingLabAt(t *testing.T, lan, wan int) *lab {
 	return l
 }
 
+// newStickLab has a router on a stick: inside and outside are on one cable, whose other
+// end is a switch's, with GRO and no XDP program.
+func newStickLab(t *testing.T) *lab {
+	t.Helper()
+	router := enterNamespace(t)
+	l := &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
+	trunk := l.side(t, router, "wan0", "198.51.100.3/24")
+	addAddr(t, up(t, "wan0"), "192.168.1.1/24")
+	const redirects = "/proc/sys/net/ipv4/conf/%s/send_redirects" // hosts would talk to each other
+	for _, name := range []string{"all", "wan0"} {
+		if err := os.WriteFile(fmt.Sprintf(redirects, name), []byte("0"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := netns.Set(trunk)
+	if err == nil {
+		err = ethtool.Switch("peer", groFeature, true)
+	}
+	if err != nil {
+		t.Fatalf("set up the switch: %v", err)
+	}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
+	bridge.Name = "br0"
+	peer := up(t, "peer")
+	if err := errors.Join(netlink.LinkSetDown(peer), netlink.LinkSetName(peer, "port"), netlink.LinkAdd(bridge)); err != nil {
+		t.Fatalf("set up the switch: %v", err)
+	}
+	l.lan = l.side(t, trunk, "lan0", "", "192.168.1.10/24", "192.168.1.11/24")
+	l.wan = l.side(t, trunk, "far0", "", "198.51.100.9/24")
+	for _, port := range []string{"port", "lan0", "far0", "br0"} {
+		link := up(t, port)
+		if port != "br0" {
+			if err := netlink.LinkSetMaster(link, bridge); err != nil {
+				t.Fatalf("plug %s into the switch: %v", port, err)
+			}
+		}
+	}
+	for _, ns := range []netns.NsHandle{l.lan, l.wan} {
+		if err := inNamespace(ns, func() error { return ethtool.Switch("peer", checksums, false) }); err != nil {
+			t.Fatalf("set up the hosts: %v", err)
+		}
+	}
+	if err := netns.Set(router); err != nil {
+		t.Fatal(err)
+	}
+	l.translate(t)
+	l.serve(t)
+	return l
+}
+
+// A router on a stick over a veth: frames leave by the device that they came by, and
+// reach an end that has no XDP program, which XDP_TX would not wake.
+func TestFastpathOnAStick(t *testing.T) {
+	l := newStickLab(t)
+	_, f := l.openOn(t, testBPFFS(t), FastpathOptions{}, "wan0")
+	c := l.dial(t, "flow", "udp4", "192.168.1.10:43000")
+	l.awaitForwarding(t, f, c)
+	before, forwarded := l.arrived("flow"), packetsOf(t, f)["forwarded"]
+	const asked = 1000 // more than a veth's ring has room for
+	for range asked {
+		if err := c.ask(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := l.arrived("flow"); now < before+asked {
+		t.Errorf("%d of %d datagrams arrived", now-before, asked)
+	}
+	if now := packetsOf(t, f)["forwarded"]; now < forwarded+asked {
+		t.Errorf("%d packets took the fast path, want those of %d questions and answers", now-forwarded, asked)
+	}
+	if source := l.source(t, "flow"); source.Addr().String() != vip {
+		t.Errorf("the flow comes from %v, want %s", source, vip)
+	}
+}
+
 // open loads dataplane and fast path on lan0 and wan0, with a daemon that lives
 // for an hour.
 func (l *lab) open(t *testing.T, dir string, opts FastpathOptions) (*Dataplane, *Fastpath) {
+	t.Helper()
+	return l.openOn(t, dir, opts, "lan0", "wan0")
+}
+
+func (l *lab) openOn(t *testing.T, dir string, opts FastpathOptions, names ...string) (*Dataplane, *Fastpath) {
 	t.Helper()
 	d := mustLoad(t, Options{BPFFS: dir})
 	if err := errors.Join(d.SetSettings(Settings{Lease: time.Hour}), d.Heartbeat(Monotonic())); err != nil {
@@ -47,7 +130,7 @@ func (l *lab) open(t *testing.T, dir string, opts FastpathOptions) (*Dataplane, 
 	}
 	l.plan(t, d, true)
 	f := mustFastpath(t, d, opts)
-	for _, device := range mustAttach(t, f, "lan0", "wan0") {
+	for _, device := range mustAttach(t, f, names...) {
 		if device.Mode != "native" {
 			t.Fatalf("device %+v", device)
 		}

@@ -49,6 +49,13 @@ func newLabAt(t *testing.T, lanIndex, wanIndex int) *lab {
 	l := &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
 	l.lan = l.sideAt(t, router, lanIndex, "lan0", "192.168.1.1/24", "192.168.1.10/24", "192.168.1.11/24")
 	l.wan = l.sideAt(t, router, wanIndex, "wan0", "198.51.100.3/24", "198.51.100.9/24")
+	l.translate(t)
+	return l
+}
+
+// translate makes wan0 the router's way out, with the VIP.
+func (l *lab) translate(t *testing.T) {
+	t.Helper()
 	inside := func() error {
 		return netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 168, 1, 1)})
 	}
@@ -63,7 +70,6 @@ func newLabAt(t *testing.T, lanIndex, wanIndex int) *lab {
 	}
 	nft(t, `add table ip nat; add chain ip nat post { type nat hook postrouting priority srcnat; };
 		add rule ip nat post oifname "wan0" masquerade`)
-	return l
 }
 
 // side makes a namespace and a cable to it.
@@ -91,7 +97,9 @@ func (l *lab) sideAt(t *testing.T, router netns.NsHandle, ifindex int, name, our
 	if err := netlink.LinkSetNsFd(peer, int(ns)); err != nil {
 		t.Fatal(err)
 	}
-	addAddr(t, up(t, name), ours)
+	if ours != "" {
+		addAddr(t, up(t, name), ours)
+	}
 	err = inNamespace(ns, func() error {
 		peer, err := netlink.LinkByName("peer")
 		if err != nil {
