@@ -86,7 +86,7 @@ struct fast_state {
 	__u32 mask4; /* buckets of fast4 in use - 1 */
 	__u32 mask6;
 	__u32 all; /* 1: flows that are not pinned, too */
-	__u64 asked; /* jiffies64 of when it was young enough; written by the programs */
+	__u64 asked; /* jiffies64 of when the heartbeat was young enough; written by the programs */
 	__u64 keys[FAST_KEYS]; /* of the digests, at random */
 	__u64 bumped_ns; /* CLOCK_MONOTONIC of the last change of generation */
 	__u64 pace_ns; /* how long an entry is valid at most */

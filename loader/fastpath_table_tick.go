@@ -7,8 +7,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
+
+	"vippin/bpf"
 )
 
 // tickClock reads the kernel's tick (jiffies), which the entries' times are in and
@@ -19,10 +20,7 @@ type tickClock struct {
 }
 
 func newTickClock() (*tickClock, error) {
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "vippin_tick", Type: ebpf.SocketFilter, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.FnJiffies64.Call(), asm.Return()},
-	})
+	program, err := ebpf.NewProgram(bpf.Tick())
 	if err != nil {
 		return nil, fmt.Errorf("load the program that reads the kernel's tick: %w", err)
 	}

@@ -45,13 +45,10 @@ var objects = []object{
 	{"generator", bpf.LoadGenerator},
 }
 
-// loadTick is the one program that has no source in package bpf: as
-// loader.newTickClock has it.
+// loadTick has the one program that is no part of a collection.
 func loadTick() (*ebpf.CollectionSpec, error) {
-	return &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{"vippin_tick": {
-		Name: "vippin_tick", Type: ebpf.SocketFilter, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.FnJiffies64.Call(), asm.Return()},
-	}}}, nil
+	tick := bpf.Tick()
+	return &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{tick.Name: tick}}, nil
 }
 
 // Names lists every program as "object/program", in the order of Measure. It
