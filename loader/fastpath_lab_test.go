@@ -5,8 +5,6 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"testing"
@@ -45,7 +43,7 @@ func newForwardingLabAt(t *testing.T, lan, wan int) *lab {
 func newStickLab(t *testing.T) *lab {
 	t.Helper()
 	router := enterNamespace(t)
-	l := &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
+	l := emptyLab()
 	trunk := l.side(t, router, "wan0", "198.51.100.3/24")
 	addAddr(t, up(t, "wan0"), "192.168.1.1/24")
 	const redirects = "/proc/sys/net/ipv4/conf/%s/send_redirects" // hosts would talk to each other

@@ -42,11 +42,15 @@ func newLab(t *testing.T) *lab {
 	return newLabAt(t, 0, 0)
 }
 
+func emptyLab() *lab {
+	return &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
+}
+
 // newLabAt gives the router's interfaces these numbers; 0: any.
 func newLabAt(t *testing.T, lanIndex, wanIndex int) *lab {
 	t.Helper()
 	router := enterNamespace(t)
-	l := &lab{seen: make(map[string]map[netip.AddrPort]int), accepted: make(chan net.Conn, 1000)}
+	l := emptyLab()
 	l.lan = l.sideAt(t, router, lanIndex, "lan0", "192.168.1.1/24", "192.168.1.10/24", "192.168.1.11/24")
 	l.wan = l.sideAt(t, router, wanIndex, "wan0", "198.51.100.3/24", "198.51.100.9/24")
 	l.translate(t)

@@ -36,6 +36,17 @@ func setVMAC(t *testing.T, name string, opts lab.Options, keepalived lab.Keepali
 	return p
 }
 
+// lendMACs has keepalived with virtual MACs make ra MASTER, which holds the VIPs by itself
+// until then.
+func (s *scene) lendMACs(keepalived lab.Keepalived) {
+	s.t.Helper()
+	keepalived.VMAC = true
+	s.must(s.RA.RemoveVIPs())
+	_, err := s.StartKeepalived(s.RA, keepalived)
+	s.must(err)
+	s.must(s.RA.AwaitMaster(s.ctx))
+}
+
 // masqueradeAbove masquerades what leaves by the interfaces with the virtual MACs.
 func (s *scene) masqueradeAbove(r *lab.Router) {
 	s.t.Helper()

@@ -35,12 +35,8 @@ func TestVMACEitherInterface(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := setScene(t, "vmacway"+c.filter, lab.Options{Hosts: 1, SingleRouter: true, NoBTF: c.noBTF})
-			s.must(s.RA.RemoveVIPs())
 			s.must(s.RA.Sysctl("net/ipv4/conf/all/rp_filter", c.filter))
-			c.keepalived.VMAC = true
-			_, err := s.StartKeepalived(s.RA, c.keepalived)
-			s.must(err)
-			s.must(s.RA.AwaitMaster(s.ctx))
+			s.lendMACs(c.keepalived)
 			s.masqueradeAbove(s.RA)
 			s.start(s.RA, onWAN)
 			s.awaitRole(s.RA, policy.RoleMaster)
@@ -137,10 +133,7 @@ func ipEnds(f traffic.Frame) (from, to netip.Addr) {
 func TestVMACStrictFilterAfterwards(t *testing.T) {
 	t.Parallel()
 	s := setScene(t, "vmacstrict", lab.Options{Hosts: 1, SingleRouter: true})
-	s.must(s.RA.RemoveVIPs())
-	_, err := s.StartKeepalived(s.RA, lab.Keepalived{VMAC: true, VIP6Bits: 64})
-	s.must(err)
-	s.must(s.RA.AwaitMaster(s.ctx))
+	s.lendMACs(lab.Keepalived{VIP6Bits: 64})
 	s.masqueradeAbove(s.RA)
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
@@ -156,7 +149,7 @@ func TestVMACStrictFilterAfterwards(t *testing.T) {
 	s.wantFound(s.RA, sick{"rp_filter", doctor.Error, "virtual MAC interface vrrp4.20 is strict", ""})
 	for _, f := range s.doctor(s.RA) {
 		if f.Check == "rp_filter" {
-			_, err = s.RA.Run(s.ctx, "sh", "-c", f.Remedy)
+			_, err := s.RA.Run(s.ctx, "sh", "-c", f.Remedy)
 			s.must(err)
 		}
 	}
@@ -169,10 +162,7 @@ func TestVMACStrictFilterAfterwards(t *testing.T) {
 func TestVMACWithoutMasquerade(t *testing.T) {
 	t.Parallel()
 	s := setScene(t, "vmacmasq", lab.Options{Hosts: 1, SingleRouter: true})
-	s.must(s.RA.RemoveVIPs())
-	_, err := s.StartKeepalived(s.RA, lab.Keepalived{VMAC: true, VIP6Bits: 64})
-	s.must(err)
-	s.must(s.RA.AwaitMaster(s.ctx))
+	s.lendMACs(lab.Keepalived{VIP6Bits: 64})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
 	s.wantHealthy(s.RA)
@@ -192,7 +182,7 @@ func TestVMACWithoutMasquerade(t *testing.T) {
 	}
 	for _, f := range s.doctor(s.RA) {
 		if f.Check == "masquerade" {
-			_, err = s.RA.Run(s.ctx, "sh", "-c", f.Remedy)
+			_, err := s.RA.Run(s.ctx, "sh", "-c", f.Remedy)
 			s.must(err) // it can be pasted
 		}
 	}

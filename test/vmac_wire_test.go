@@ -223,10 +223,7 @@ func (s *scene) sameMAC(hosts ...*lab.Node) {
 func TestVMACTakesTheStack(t *testing.T) {
 	t.Parallel()
 	s := setScene(t, "vmacfast", lab.Options{Hosts: 1, SingleRouter: true, Fastpath: true})
-	s.must(s.RA.RemoveVIPs())
-	_, err := s.StartKeepalived(s.RA, lab.Keepalived{VMAC: true})
-	s.must(err)
-	s.must(s.RA.AwaitMaster(s.ctx))
+	s.lendMACs(lab.Keepalived{})
 	s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
 	s.awaitFast(s.RA)
