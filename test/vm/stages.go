@@ -18,6 +18,7 @@ import (
 // Stage is one run of a test program in the machine; a boot serves several.
 type Stage struct {
 	Name    string
+	Before  string   // shell commands, on one line
 	Program string   // from BuildTest
 	Package string   // the program's folder, where it is run: "./test"
 	Tests   []string // top-level tests to run
@@ -67,7 +68,7 @@ func stagesScript(checkout string, stages []Stage) string {
 		for i, arg := range args {
 			args[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 		}
-		fmt.Fprintf(&script, "printf '%s'\ncd '%s' && %s\n", strings.ReplaceAll(fmt.Sprintf(stageLine, i), "\n", `\n`),
+		fmt.Fprintf(&script, "printf '%s'\n%s\ncd '%s' && %s\n", strings.ReplaceAll(fmt.Sprintf(stageLine, i), "\n", `\n`), stage.Before,
 			filepath.Join(checkout, stage.Package), strings.Join(args, " "))
 	}
 	return script.String() + "exit 0\n"
