@@ -73,7 +73,12 @@ static __always_inline struct fast6_bucket *fast6_at(const struct fast_state *st
  */
 static __always_inline __u32 fast_way(__u64 digest, __u32 i)
 {
-	return digest >> 61 ^ i;
+	__u64 way = digest >> 61 ^ i;
+
+	asm volatile("%0 &= %1"
+		     : "+r"(way)
+		     : "i"(FAST_WAYS - 1)); /* Linux 6.1's verifier forgets the bounds */
+	return way;
 }
 
 /* The entry with this key, valid or not. NULL: there is none. */
