@@ -93,6 +93,7 @@ func outcomesIn(ctx context.Context, said []byte) (map[string]Outcome, error) {
 	if err != nil {
 		return nil, fmt.Errorf("run go tool test2json: %w: %s", err, complaint.Bytes())
 	}
+	parts := make(map[string]map[string]int) // of a test: its subtests' results
 	outcomes, logs := make(map[string]Outcome), make(map[string]*strings.Builder)
 	for decoder := json.NewDecoder(bytes.NewReader(events)); ; {
 		var event struct {
@@ -109,14 +110,19 @@ func outcomesIn(ctx context.Context, said []byte) (map[string]Outcome, error) {
 			continue
 		}
 		if logs[name] == nil {
-			logs[name] = new(strings.Builder)
+			logs[name], parts[name] = new(strings.Builder), make(map[string]int)
 		}
 		logs[name].WriteString(event.Output)
 		outcome := outcomes[name]
 		switch event.Action {
 		case "pass", "fail", "skip":
-			if !isSubtest {
+			if isSubtest {
+				parts[name][event.Action]++
+			} else {
 				outcome.Result = event.Action
+				if parts[name]["skip"] > 0 && parts[name]["pass"] == 0 && event.Action == "pass" {
+					outcome.Result = "skip" // nothing of it ran
+				}
 				outcome.Took = time.Duration(event.Elapsed * float64(time.Second))
 			}
 		}

@@ -50,6 +50,11 @@ func TestOutcomes(t *testing.T) {
 #=== RUN   TestLacking
     lacking_test.go:1: no VLANs here
 #--- SKIP: TestLacking (0.00s)
+#=== RUN   TestHollow
+#=== RUN   TestHollow/part
+    hollow_test.go:1: no VLANs here
+#--- PASS: TestHollow (0.00s)
+#    --- SKIP: TestHollow/part (0.00s)
 #=== RUN   TestDying
 panic: out of time
 `, "#", mark)
@@ -59,7 +64,7 @@ panic: out of time
 	}
 	for name, want := range map[string][2]string{
 		"TestGood": {"pass", "all is well"}, "TestBad": {"fail", "all is not"},
-		"TestLacking": {"skip", "no VLANs here"}, "TestDying": {"", "out of time"},
+		"TestLacking": {"skip", "no VLANs here"}, "TestHollow": {"skip", "no VLANs here"}, "TestDying": {"", "out of time"},
 	} {
 		got, there := outcomes[name]
 		if !there || got.Result != want[0] || !strings.Contains(got.Log, want[1]) {
@@ -79,7 +84,7 @@ panic: out of time
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	if want := []string{"TestBad", "TestDying", "TestGood", "TestLacking"}; !slices.Equal(names, want) {
+	if want := []string{"TestBad", "TestDying", "TestGood", "TestHollow", "TestLacking"}; !slices.Equal(names, want) {
 		t.Errorf("outcomes of %v, want %v", names, want)
 	}
 }
