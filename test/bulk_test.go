@@ -18,10 +18,14 @@ import (
 // of 1500 octets without the two headers (IPv6's is the longer one).
 const frameMax = 1500 - 20 - 20
 
-// bulkOctets is how much goes each way: with VIPPIN_BULK=1g a gigabyte.
+// bulkOctets is how much goes each way: with VIPPIN_BULK=1g a gigabyte, with 1m a
+// megabyte.
 func bulkOctets() int64 {
-	if os.Getenv("VIPPIN_BULK") == "1g" {
+	switch os.Getenv("VIPPIN_BULK") {
+	case "1g":
 		return 1 << 30
+	case "1m":
+		return 1 << 20
 	}
 	if testing.Short() {
 		return 8 << 20
@@ -47,7 +51,7 @@ func TestBulk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := setScene(t, "bulk", lab.Options{Hosts: 1, SingleRouter: true, Offloads: how.offloads})
 			if how.gro {
-				for _, ifname := range []string{lab.LAN.Name, lab.WAN.Name} {
+				for _, ifname := range s.RA.Devices() {
 					_, err := s.RA.Run(s.ctx, "ethtool", "-K", ifname, "gro", "on")
 					s.must(err)
 				}
@@ -80,7 +84,7 @@ type transfer func(context.Context, traffic.Enter, netip.AddrPort, int64) (traff
 // the transfer checks itself.
 func (s *scene) bulk(name string, do transfer, to, want netip.Addr, large bool) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(s.ctx, lab.Slowly(time.Minute))
 	defer cancel()
 	octets := bulkOctets()
 	before := s.counters(s.RA, 2)

@@ -63,7 +63,7 @@ func (p *pair) isHeld(r *lab.Router) bool {
 }
 
 // longEnough is how long keepalived would need to preempt, some times over.
-const longEnough = 15 * advertInterval
+var longEnough = 15 * advertInterval
 
 // wantHeld checks what a router says of itself that is held back, and that it stays
 // without its VIP for as long as is wanted.

@@ -170,12 +170,12 @@ func (p *pair) muster(each int, firstPort uint16, v6 bool) *troop {
 	tr := &troop{p: p, v6: v6, count: 3 * each}
 	remote := f.of(lab.ServerFar)
 	for h, host := range p.Hosts {
-		for proto, wait := range map[string]time.Duration{"tcp": patience, "udp": time.Second} { // then the next datagram
+		for proto, wait := range map[string]time.Duration{"tcp": 10 * time.Second, "udp": time.Second} { // then the next datagram
 			flows, err := traffic.StartFlows(p.ctx, host.Do, each/len(p.Hosts), func(i int) traffic.FlowOptions {
 				return traffic.FlowOptions{
 					ID:    fmt.Sprintf("%s-%d-%d-%d-%v", proto, h, firstPort, i, v6),
 					Proto: proto, Local: lab.Port(f.of(lab.HostEnds(h)), firstPort+uint16(i)), Remote: lab.Port(remote, serverPort),
-					Interval: 300 * time.Millisecond, Timeout: wait,
+					Interval: lab.Slowly(300 * time.Millisecond), Timeout: lab.Slowly(wait),
 				}
 			})
 			p.must(err)
@@ -186,7 +186,7 @@ func (p *pair) muster(each int, firstPort uint16, v6 bool) *troop {
 			identifiers[i] = firstPort + uint16(i)
 		}
 		pings, err := traffic.StartPings(p.ctx, host.Do, traffic.PingOptions{
-			Remote: remote, Identifiers: identifiers, Name: fmt.Sprintf("ping-%d-%d-%v", h, firstPort, v6), Interval: 300 * time.Millisecond,
+			Remote: remote, Identifiers: identifiers, Name: fmt.Sprintf("ping-%d-%d-%v", h, firstPort, v6), Interval: lab.Slowly(300 * time.Millisecond),
 		})
 		p.must(err)
 		tr.pings = append(tr.pings, pings)

@@ -116,7 +116,7 @@ func spread(times []time.Duration) string {
 // and nobody sees a conflict in them; keepalived's FIFO agrees.
 func TestTakeovers(t *testing.T) {
 	const rounds = 10
-	const steady = 2 * advertInterval // what an advert that comes late would need to look like a conflict
+	steady := 2 * advertInterval // what an advert that comes late would need to look like a conflict
 	s := setScene(t, "takeovers", lab.Options{Hosts: 1})
 	withFIFO := lab.Keepalived{NotifyFIFO: filepath.Join(s.RB.Dir, "keepalived.fifo")}
 	s.must(s.StartRouters(s.ctx, lab.Keepalived{}))

@@ -19,10 +19,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
-const (
-	serverPort = 7000
-	patience   = 10 * time.Second
-)
+const serverPort = 7000
+
+var patience = lab.Slowly(10 * time.Second)
 
 // onWAN is a configuration with one pin, on the lab's WAN.
 const onWAN = `
@@ -44,7 +43,7 @@ type scene struct {
 // UDP, and watches pings. Everything goes with the test.
 func setScene(t *testing.T, name string, opts lab.Options) *scene {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Slowly(4*time.Minute))
 	t.Cleanup(cancel)
 	s := &scene{t: t, ctx: ctx, Lab: lab.ForTest(t, name, opts)}
 	listen := traffic.ServerOptions{Ping: true}

@@ -13,8 +13,8 @@ import (
 	"vippin/test/lab"
 )
 
-const (
-	advertInterval = 100 * time.Millisecond // keepalived's in the lab
+var (
+	advertInterval = lab.AdvertInterval // keepalived's in the lab
 	// soon bounds what should take 3 advert intervals on a machine that has
 	// nothing else to do.
 	soon = 20 * advertInterval

@@ -11,6 +11,7 @@ import (
 type Segment struct {
 	Name   string // the routers' interface: lan0, wan0 or wan1
 	VRID   uint8  // of the IPv4 and of the IPv6 instance
+	Tag    uint16 // on trunks
 	Bits4  int
 	Bits6  int
 	VIP4   netip.Addr
@@ -26,9 +27,9 @@ type Ends struct{ V4, V6 netip.Addr }
 
 // The segments.
 var (
-	LAN  = segment("lan0", 10, "192.168.101.", "2001:db8:101::", 1, 2, 3)
-	WAN  = segment("wan0", 20, "198.51.100.", "2001:db8:100::", 2, 3, 4)
-	WAN1 = segment("wan1", 30, "203.0.113.", "2001:db8:113::", 2, 3, 4)
+	LAN  = segment("lan0", 10, 101, "192.168.101.", "2001:db8:101::", 1, 2, 3)
+	WAN  = segment("wan0", 20, 2, "198.51.100.", "2001:db8:100::", 2, 3, 4)
+	WAN1 = segment("wan1", 30, 30, "203.0.113.", "2001:db8:113::", 2, 3, 4)
 )
 
 // The server's addresses: on the WAN segments, and behind one of them.
@@ -38,8 +39,8 @@ var (
 	ServerFar  = Ends{netip.MustParseAddr("198.18.0.10"), netip.MustParseAddr("2001:db8:18::10")}
 )
 
-func segment(name string, vrid uint8, base4, base6 string, vip, ra, rb int) Segment {
-	s := Segment{Name: name, VRID: vrid, Bits4: 24, Bits6: 64, base4: base4, base6: base6}
+func segment(name string, vrid uint8, tag uint16, base4, base6 string, vip, ra, rb int) Segment {
+	s := Segment{Name: name, VRID: vrid, Tag: tag, Bits4: 24, Bits6: 64, base4: base4, base6: base6}
 	s.VIP4, s.VIP6 = s.ends(vip).V4, s.ends(vip).V6
 	s.VIPLL = netip.MustParseAddr(fmt.Sprintf("fe80::%d:1", vrid))
 	s.RA, s.RB = s.ends(ra), s.ends(rb)

@@ -18,9 +18,17 @@
 // Options.Inside one on the LAN, for a part of the LAN's prefixes. Everything carries the prefix vpPID- and is removed by
 // Close, by Main on a signal, or by the next process's Reap.
 //
+// With Options.Trunk a router has one cable, eth0, to both switches:
+//
+//	ra  eth0 ═══ 802.1Q ═══ ra-trunk ─┬─ VLAN 101  a port of the LAN switch
+//	     ├─ eth0.101 (or lan0)        └─ VLAN 2    a port of the WAN switch
+//	     └─ eth0.2   (or wan0)
+//
 // The kernels this must run on may lack 8021q, netem and most queue disciplines:
-// wan1 stands for a second VLAN, cut cables and blocked adverts for bad ones,
-// and real tags are the business of test/vm.
+// there ForTest skips tests with a trunk, wan1 stands for a second VLAN, cut cables
+// and blocked adverts for bad ones. Package test/vm runs tests on kernels that have
+// VLANs; VIPPIN_LAB_TRUNK=tagged (native, qinq) puts every lab's routers on one, and
+// VIPPIN_LAB_SLOWNESS=5 has everything wait five times as long.
 //
 // Threads: nothing here leaves a goroutine's thread in another namespace.
 // Node.Do locks the thread and returns it; processes are started from one

@@ -15,12 +15,8 @@ import (
 // GRO has put together have such a one, too.
 
 // fastpathSection is what WriteVippin adds to a configuration without one.
-func (l *Lab) fastpathSection() string {
-	var names []string
-	for _, s := range l.Segments() {
-		names = append(names, s.Name)
-	}
-	return fmt.Sprintf("fastpath: {enabled: true, interfaces: [%s]}\n", strings.Join(names, ", "))
+func (r *Router) fastpathSection() string {
+	return fmt.Sprintf("fastpath: {enabled: true, interfaces: [%s]}\n", strings.Join(r.Devices(), ", "))
 }
 
 // setFastpath readies every cable for routers that forward by XDP.
@@ -48,13 +44,24 @@ func (l *Lab) setFastpath() error {
 		}
 	}
 	for _, r := range l.Routers() {
-		for _, c := range l.cables(r) {
-			if err := l.TakeXDP(ctx, c.at, c.port); err != nil {
-				return err
-			}
+		if err := r.takeXDP(ctx); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// takeXDP readies the router's cables, if the lab has a fast path.
+func (r *Router) takeXDP(ctx context.Context) error {
+	if !r.lab.Options.Fastpath {
+		return nil
+	}
+	for _, c := range r.lab.cables(r) {
+		if err := r.lab.TakeXDP(ctx, c.at, c.port); err != nil {
+			return err
+		}
+	}
+	return r.keepTags(ctx)
 }
 
 func (l *Lab) isRouter(n *Node) bool {

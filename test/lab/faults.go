@@ -73,16 +73,18 @@ table bridge adverts {
 }
 
 // CutCable takes a router's cable out of the switch: its interface loses the
-// carrier, but stays up.
-func (l *Lab) CutCable(r *Router, s Segment) error {
-	at, _, port := l.port(r, s)
-	return at.setLink(port, false)
-}
+// carrier, but stays up. On a trunk those of the other segments do, too.
+func (l *Lab) CutCable(r *Router, s Segment) error { return l.setCable(r, s, false) }
 
 // PlugCable puts it in again.
-func (l *Lab) PlugCable(r *Router, s Segment) error {
+func (l *Lab) PlugCable(r *Router, s Segment) error { return l.setCable(r, s, true) }
+
+func (l *Lab) setCable(r *Router, s Segment, up bool) error {
 	at, _, port := l.port(r, s)
-	return at.setLink(port, true)
+	if r.trunk() != TrunkNone {
+		at, port = l.WANSwitch, r.TrunkPort()
+	}
+	return at.setLink(port, up)
 }
 
 // HardKill is a power failure: all cables are dead at once, so that nothing of
@@ -95,7 +97,7 @@ func (l *Lab) HardKill(r *Router) error {
 	}
 	errs = append(errs, killInside(r.NS))
 	for _, s := range l.Segments() {
-		errs = append(errs, r.setLink(s.Name, false))
+		errs = append(errs, r.setLink(r.Ifname(s), false))
 	}
 	return errors.Join(errs...)
 }
@@ -114,12 +116,12 @@ func (l *Lab) PowerOn(ctx context.Context, r *Router) error {
 		return err
 	}
 	for _, s := range l.Segments() {
-		if err := r.setUp(s.Name); err != nil {
-			return err
-		}
 		if err := l.PlugCable(r, s); err != nil {
 			return err
 		}
+	}
+	if err := r.linksUp(); err != nil {
+		return err
 	}
 	if err := r.configure(); err != nil {
 		return err

@@ -56,7 +56,7 @@ func (k Keepalived) withDefaults(router string) Keepalived {
 		k.Version = 3
 	}
 	if k.Interval == 0 {
-		k.Interval = 100 * time.Millisecond
+		k.Interval = AdvertInterval
 		if k.Version == 2 {
 			k.Interval = time.Second
 		}
@@ -209,7 +209,7 @@ func (l *Lab) instance(r *Router, k Keepalived, s Segment, v6 bool) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&t, "\t"+format+"\n", args...) }
 	fmt.Fprintf(&t, "vrrp_instance %s {\n", instanceName(s, v6))
 	line("state BACKUP")
-	line("interface %s", cmp.Or(k.Names[s.Name], s.Name))
+	line("interface %s", cmp.Or(k.Names[s.Name], r.Ifname(s)))
 	line("virtual_router_id %d", s.VRID)
 	line("priority %d", k.Priority)
 	version := k.Version

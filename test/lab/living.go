@@ -85,7 +85,7 @@ func signalInside(ns string, signal syscall.Signal) error {
 
 // awaitEnd waits until nothing of what was killed lives.
 func awaitEnd(living func() ([]int, error)) error {
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(Slowly(5 * time.Second))
 	for {
 		pids, err := living()
 		if err != nil || len(pids) == 0 {

@@ -139,7 +139,7 @@ func (n *Node) Addresses() (map[string][]netip.Prefix, error) {
 	for _, link := range links {
 		names[link.Attrs().Index] = link.Attrs().Name
 	}
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := n.addrList()
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", n.NS, err)
 	}
@@ -157,7 +157,7 @@ func (n *Node) Addresses() (map[string][]netip.Prefix, error) {
 // Holds says whether the node has an address, on whatever interface (a VIP may
 // be on a macvlan).
 func (n *Node) Holds(addr netip.Addr) (bool, error) {
-	addrs, err := n.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := n.addrList()
 	if err != nil {
 		return false, fmt.Errorf("list addresses of %s: %w", n.NS, err)
 	}
@@ -167,4 +167,15 @@ func (n *Node) Holds(addr netip.Addr) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// addrList lists the node's addresses; a dump that they changed under is not of one
+// moment, and is repeated.
+func (n *Node) addrList() (addrs []netlink.Addr, err error) {
+	for range 5 {
+		if addrs, err = n.nl.AddrList(nil, netlink.FAMILY_ALL); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return addrs, err
 }

@@ -2,7 +2,10 @@
 
 package lab
 
-import "os"
+import (
+	"cmp"
+	"os"
+)
 
 // Masquerade is how the routers hide the LAN behind their WAN address.
 type Masquerade string
@@ -36,6 +39,9 @@ type Options struct {
 	Transit      bool       // on the WAN a further router, with a host behind it
 	Inside       bool       // on the LAN a further router, with a host behind it
 	Offloads     Offloads
+	Trunk        Trunk  // of the routers; also $VIPPIN_LAB_TRUNK
+	TrunkAlone   bool   // of ra only, the others have a cable for each segment
+	TrunkNames   bool   // interfaces on it are called eth0.2 …, not after the cables they stand for
 	MTU          int    // of every cable from a switch; 0 = 1500
 	SingleRouter bool   // only ra, which holds the VIPs without keepalived
 	ThirdRouter  bool   // beside ra and rb also rc, of lower priority than both
@@ -50,6 +56,7 @@ func (o Options) withDefaults() Options {
 	}
 	o.NoBTF = o.NoBTF || os.Getenv("VIPPIN_LAB_NO_BTF") == "1"
 	o.Fastpath = (o.Fastpath || os.Getenv("VIPPIN_LAB_FASTPATH") == "1") && !o.NoBTF
+	o.Trunk = cmp.Or(o.Trunk, Trunk(os.Getenv("VIPPIN_LAB_TRUNK")))
 	if o.Masquerade == "" {
 		o.Masquerade = MasqueradeNFT
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 // stopTimeout is how long a process may take to end after SIGTERM.
-const stopTimeout = 10 * time.Second
+var stopTimeout = Slowly(10 * time.Second)
 
 // Proc is a long-running process inside a node. It leads a process group of
 // its own, gets SIGKILL when the lab's process dies, and writes to a log file.

@@ -52,15 +52,10 @@ func (l *Lab) Boot(ctx context.Context, r *Router) error {
 		if err := r.forwards(); err != nil {
 			return err
 		}
-		for _, c := range l.cables(r) {
-			if err := r.plug(c.ifname, c.at, c.bridge, c.port); err != nil {
-				return err
-			}
-			if err := l.TakeXDP(ctx, c.at, c.port); err != nil {
-				return err
-			}
+		if err := r.plugIn(); err != nil {
+			return err
 		}
-		return errors.Join(r.configure(), r.addRules(ctx))
+		return errors.Join(r.takeXDP(ctx), r.configure(), r.addRules(ctx))
 	})
 	if err != nil {
 		return fmt.Errorf("boot %s: %w", r.NS, err)
@@ -72,18 +67,25 @@ func (l *Lab) Boot(ctx context.Context, r *Router) error {
 type cable struct {
 	ifname string
 	at     *Node // switch
-	bridge string
 	port   string
+	lay    func() error
 }
 
 // cables lists a router's, that of the sync link too, if there is one.
 func (l *Lab) cables(r *Router) (cables []cable) {
-	for _, s := range l.Segments() {
-		at, bridge, port := l.port(r, s)
-		cables = append(cables, cable{s.Name, at, bridge, port})
+	add := func(ifname string, at *Node, bridge, port string) {
+		cables = append(cables, cable{ifname, at, port, func() error { return r.plug(ifname, at, bridge, port) }})
+	}
+	if r.trunk() != TrunkNone {
+		cables = append(cables, cable{r.trunkDevice(), l.WANSwitch, r.TrunkPort(), r.plugTrunk})
+	} else {
+		for _, s := range l.Segments() {
+			at, bridge, port := l.port(r, s)
+			add(s.Name, at, bridge, port)
+		}
 	}
 	if l.syncLink {
-		cables = append(cables, cable{SyncLink, l.WANSwitch, bridgeSync, r.syncPort()})
+		add(SyncLink, l.WANSwitch, bridgeSync, r.syncPort())
 	}
 	return cables
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // rulesTimeout is generous: nft may have to wait for its netlink lock.
-const rulesTimeout = 20 * time.Second
+var rulesTimeout = Slowly(20 * time.Second)
 
 // addRules loads the routers' NAT and firewall rules.
 func (l *Lab) addRules() error {
@@ -39,7 +39,7 @@ func (r *Router) masquerade(ctx context.Context, how Masquerade) error {
 		for tool, inside := range map[string]string{
 			"iptables-nft": LAN.Prefix4().String(), "ip6tables-nft": LAN.Prefix6().String(),
 		} {
-			if _, err := r.Run(ctx, tool, "-w", "-t", "nat", "-A", "POSTROUTING", "-s", inside, "-o", "wan+", "-j", "MASQUERADE"); err != nil {
+			if _, err := r.Run(ctx, tool, "-w", "-t", "nat", "-A", "POSTROUTING", "-s", inside, "!", "-o", r.Ifname(LAN), "-j", "MASQUERADE"); err != nil {
 				return err
 			}
 		}
@@ -53,11 +53,11 @@ func (r *Router) masquerade(ctx context.Context, how Masquerade) error {
 table inet nat {
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname "wan*" ip saddr %s %s
-		oifname "wan*" ip6 saddr %s %s
+		oifname %[1]s ip saddr %[2]s %[3]s
+		oifname %[1]s ip6 saddr %[4]s %[5]s
 	}
 }
-`, LAN.Prefix4(), to4, LAN.Prefix6(), to6))
+`, r.outside(), LAN.Prefix4(), to4, LAN.Prefix6(), to6))
 }
 
 // firewall lets only established flows, ICMPv6's neighbour discovery and VRRP
@@ -66,11 +66,11 @@ func (r *Router) firewall(ctx context.Context) error {
 	if err := r.Sysctl("net/netfilter/nf_conntrack_tcp_loose", "0"); err != nil {
 		return err
 	}
-	return r.NFT(ctx, `
+	return r.NFT(ctx, fmt.Sprintf(`
 table inet firewall {
 	chain input {
 		type filter hook input priority filter; policy accept;
-		iifname != "wan*" accept
+		iifname != %[1]s accept
 		meta l4proto { 51, 112 } accept
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
 		ct state established,related accept
@@ -79,12 +79,12 @@ table inet firewall {
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		ct state invalid drop
-		iifname != "wan*" accept
+		iifname != %[1]s accept
 		ct state established,related accept
 		drop
 	}
 }
-`)
+`, r.outside()))
 }
 
 // setOffloads switches the offloads of every cable's both ends.

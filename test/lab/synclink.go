@@ -80,7 +80,7 @@ func (l *Lab) LinksDown(r *Router) error {
 	}
 	var errs []error
 	for _, s := range l.Segments() {
-		errs = append(errs, r.setLink(s.Name, false))
+		errs = append(errs, r.setLink(r.Ifname(s), false))
 	}
 	return errors.Join(append(errs, <-killed)...)
 }

@@ -2,7 +2,10 @@
 
 package lab
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // TB is the part of testing.TB that ForTest needs.
 type TB interface {
@@ -24,6 +27,9 @@ func ForTest(t TB, name string, opts Options) *Lab {
 		t.Skipf("no lab: %v", err)
 	}
 	l, err := New(t.Context(), name, opts)
+	if errors.Is(err, ErrNoVLANs) {
+		t.Skipf("no lab with a trunk: %v", ErrNoVLANs)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,23 +63,43 @@ func (l *Lab) addSwitch(name string, bridges ...string) (*Node, error) {
 
 // plug lays a cable: port on a switch's bridge, ifname in the node.
 func (n *Node) plug(ifname string, at *Node, bridge, port string) error {
+	return n.plugMTU(ifname, at, bridge, port, n.lab.Options.MTU)
+}
+
+// plugMTU is plug with another MTU than the lab's, 0 for the kernel's own; without a
+// bridge the port is in none.
+func (n *Node) plugMTU(ifname string, at *Node, bridge, port string, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = port
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: ifname, PeerNamespace: netlink.NsFd(n.handle), PeerHardwareAddr: n.macs[ifname]}
-	if mtu := n.lab.Options.MTU; mtu != 0 {
+	if mtu != 0 {
 		veth.MTU, veth.PeerMTU = mtu, uint32(mtu)
 	}
 	if err := at.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("plug %s of %s into %s: %w", ifname, n.NS, at.NS, err)
 	}
-	master, err := at.nl.LinkByName(bridge)
-	if err != nil {
-		return fmt.Errorf("find %s in %s: %w", bridge, at.NS, err)
-	}
-	if err := at.nl.LinkSetMaster(veth, master); err != nil {
-		return fmt.Errorf("add port %s to %s in %s: %w", port, bridge, at.NS, err)
+	if bridge != "" {
+		if err := at.enslave(port, bridge); err != nil {
+			return err
+		}
 	}
 	return errors.Join(at.setUp(port), n.setUp(ifname))
+}
+
+// enslave makes an interface a port of a bridge.
+func (n *Node) enslave(port, bridge string) error {
+	link, err := n.nl.LinkByName(port)
+	if err != nil {
+		return fmt.Errorf("find %s in %s: %w", port, n.NS, err)
+	}
+	master, err := n.nl.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("find %s in %s: %w", bridge, n.NS, err)
+	}
+	if err := n.nl.LinkSetMaster(link, master); err != nil {
+		return fmt.Errorf("add port %s to %s in %s: %w", port, bridge, n.NS, err)
+	}
+	return nil
 }
 
 func (n *Node) setUp(ifname string) error { return n.setLink(ifname, true) }
@@ -225,20 +245,27 @@ func (l *Lab) addRouter(name string, ends func(Segment) Ends) (*Router, error) {
 	if err := n.forwards(); err != nil {
 		return nil, err
 	}
-	for _, s := range l.Segments() {
-		at, bridge, port := l.port(r, s)
-		if err := n.plug(s.Name, at, bridge, port); err != nil {
-			return nil, err
-		}
+	if err := r.plugIn(); err != nil {
+		return nil, err
 	}
 	return r, r.configure()
+}
+
+// plugIn lays the router's cables.
+func (r *Router) plugIn() error {
+	for _, c := range r.lab.cables(r) {
+		if err := c.lay(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // configure gives the router its own addresses and routes; also after its
 // links were down, which takes most of them away.
 func (r *Router) configure() error {
 	for _, s := range r.lab.Segments() {
-		if err := r.addEnds(s.Name, s, r.Own(s)); err != nil {
+		if err := r.addEnds(r.Ifname(s), s, r.Own(s)); err != nil {
 			return err
 		}
 	}
@@ -248,8 +275,8 @@ func (r *Router) configure() error {
 		}
 	}
 	return errors.Join(
-		r.addRoute(WAN.Name, netip.Prefix{}, ServerWAN.V4),
-		r.addRoute(WAN.Name, netip.Prefix{}, ServerWAN.V6),
+		r.addRoute(r.Ifname(WAN), netip.Prefix{}, ServerWAN.V4),
+		r.addRoute(r.Ifname(WAN), netip.Prefix{}, ServerWAN.V6),
 		r.routeFurther(),
 	)
 }
@@ -271,9 +298,9 @@ func (r *Router) AddVIPs() error {
 	var errs []error
 	for _, s := range r.lab.Segments() {
 		errs = append(errs,
-			r.addAddress(s.Name, s.VIP4, s.Bits4, false),
-			r.addAddress(s.Name, s.VIP6, 128, true),
-			r.addAddress(s.Name, s.VIPLL, 64, true))
+			r.addAddress(r.Ifname(s), s.VIP4, s.Bits4, false),
+			r.addAddress(r.Ifname(s), s.VIP6, 128, true),
+			r.addAddress(r.Ifname(s), s.VIPLL, 64, true))
 	}
 	return errors.Join(errs...)
 }
@@ -282,15 +309,16 @@ func (r *Router) AddVIPs() error {
 func (r *Router) RemoveVIPs() error {
 	var errs []error
 	for _, s := range r.lab.Segments() {
-		link, err := r.nl.LinkByName(s.Name)
+		name := r.Ifname(s)
+		link, err := r.nl.LinkByName(name)
 		if err != nil {
-			return fmt.Errorf("find %s in %s: %w", s.Name, r.NS, err)
+			return fmt.Errorf("find %s in %s: %w", name, r.NS, err)
 		}
 		for _, p := range []netip.Prefix{
 			netip.PrefixFrom(s.VIP4, s.Bits4), netip.PrefixFrom(s.VIP6, 128), netip.PrefixFrom(s.VIPLL, 64),
 		} {
 			if err := r.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)}); err != nil {
-				errs = append(errs, fmt.Errorf("remove %s from %s in %s: %w", p, s.Name, r.NS, err))
+				errs = append(errs, fmt.Errorf("remove %s from %s in %s: %w", p, name, r.NS, err))
 			}
 		}
 	}

@@ -83,8 +83,8 @@ func (r *Router) routeFurther() error {
 	var errs []error
 	route := func(segment Segment, end, via Ends) {
 		errs = append(errs,
-			r.addRoute(segment.Name, netip.PrefixFrom(end.V4, furtherBits4).Masked(), via.V4),
-			r.addRoute(segment.Name, netip.PrefixFrom(end.V6, furtherBits6).Masked(), via.V6))
+			r.addRoute(r.Ifname(segment), netip.PrefixFrom(end.V4, furtherBits4).Masked(), via.V4),
+			r.addRoute(r.Ifname(segment), netip.PrefixFrom(end.V6, furtherBits6).Masked(), via.V6))
 	}
 	if r.lab.Options.Transit {
 		route(WAN, Beyond, TransitWAN)

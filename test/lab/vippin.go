@@ -18,10 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	bpfRoot        = "/sys/fs/bpf"
-	commandTimeout = time.Minute
-)
+const bpfRoot = "/sys/fs/bpf"
+
+var commandTimeout = Slowly(time.Minute)
 
 // ConfigFile is the router's vippin.yaml; StartVippin and WriteVippin write it.
 func (r *Router) ConfigFile() string { return filepath.Join(r.Dir, "vippin.yaml") }
@@ -40,7 +39,7 @@ func (l *Lab) WriteVippin(r *Router, configYAML string) error {
 	text := fmt.Sprintf("node: %s\nrun_dir: %s\nstate_dir: %s\nbpffs: %s\n%s",
 		r.Name, r.RunDir(), r.StateDir(), r.BPFFS, configYAML)
 	if l.Options.Fastpath && !strings.Contains(configYAML, "fastpath:") {
-		text += l.fastpathSection()
+		text += r.fastpathSection()
 	}
 	if err := os.WriteFile(r.ConfigFile(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write vippin.yaml of %s: %w", r.Name, err)

@@ -13,13 +13,13 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-const (
-	pollInterval   = 3 * time.Millisecond
-	defaultTimeout = 10 * time.Second
+var (
+	pollInterval   = Slowly(3 * time.Millisecond)
+	defaultTimeout = Slowly(10 * time.Second)
 )
 
 // Await asks again and again until holds says yes or fails. A context without
-// a deadline gets one of 10 s. The error names what was waited for.
+// a deadline gets one of 10 s (Slowly). The error names what was waited for.
 func Await(ctx context.Context, what string, holds func() (bool, error)) error {
 	if _, limited := ctx.Deadline(); !limited {
 		var cancel context.CancelFunc
@@ -131,7 +131,7 @@ func (n *Node) awaitLinks(ctx context.Context) error {
 			return false, err
 		}
 		for _, link := range links {
-			if link.Type() != "veth" {
+			if link.Type() != "veth" && link.Type() != "vlan" {
 				continue
 			}
 			attrs := link.Attrs()

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Frame is one frame as it passed an interface. A frame that this machine
+// Frame is one frame as it passed an interface, with its VLAN tags. A frame that this machine
 // sends may still lack its transport checksum (offload).
 type Frame struct {
 	Time     time.Time // the kernel's
@@ -65,6 +65,10 @@ func openPacketSocket(ifname string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("ask for time stamps: %w", err)
 	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("ask for VLAN tags: %w", err)
+	}
 	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: iface.Index}); err != nil {
 		unix.Close(fd)
@@ -98,9 +102,30 @@ func (c *Capture) run() {
 		c.add(Frame{
 			Time:     stampIn(control[:controlled]),
 			Outgoing: link != nil && link.Pkttype == unix.PACKET_OUTGOING,
-			Packet:   gopacket.NewPacket(slices.Clone(buffer[:n]), layers.LayerTypeEthernet, gopacket.NoCopy),
+			Packet:   gopacket.NewPacket(whole(buffer[:n], control[:controlled]), layers.LayerTypeEthernet, gopacket.NoCopy),
 		})
 	}
+}
+
+// whole copies a frame, and puts back the outer VLAN tag that the kernel has taken
+// out of it and tells of in a control message (struct tpacket_auxdata).
+func whole(frame, control []byte) []byte {
+	messages, err := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		var aux struct {
+			Status, Len, Snaplen uint32
+			MAC, Net, TCI, TPID  uint16
+		}
+		if m.Header.Level != unix.SOL_PACKET || m.Header.Type != unix.PACKET_AUXDATA || err != nil || len(frame) < 12 {
+			continue
+		}
+		if _, err := binary.Decode(m.Data, binary.NativeEndian, &aux); err != nil || aux.Status&unix.TP_STATUS_VLAN_VALID == 0 {
+			continue
+		}
+		tag := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, aux.TPID), aux.TCI)
+		return slices.Concat(frame[:12], tag, frame[12:])
+	}
+	return slices.Clone(frame)
 }
 
 // stampIn is the kernel's time stamp among control messages; without one the time

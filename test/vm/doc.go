@@ -26,7 +26,18 @@
 //
 // As a test, with everything it needs built first:
 //
-//	VIPPIN_VM=1 go test -count=1 -timeout 20m ./test/vm
+//	VIPPIN_VM=1 go test -count=1 -timeout 30m ./test/vm
+//
+// The scenarios of package test run there, too, over real VLANs: TestScenarios boots
+// each kernel once, runs them in stages (RunStages), and has a subtest for each, with
+// its log. One that skips says what the kernel lacks; one that passes on no kernel
+// fails. Without VIPPIN_FULL=1 only some run, each on one kernel. By hand:
+//
+//	make build
+//	CGO_ENABLED=0 go test -c -o .cache/vm/bin/test.test ./test
+//	go run ./test/vm/cmd/vmrun -mem 2048 -timeout 10m -kernel 6.1 -- sh -c \
+//		'cd test && VIPPIN_BIN=$PWD/../bin/vippin VIPPIN_LAB_SLOWNESS=5 VIPPIN_LAB_TRUNK=tagged \
+//		../.cache/vm/bin/test.test -test.short -test.v -test.run "^TestClash$"'
 //
 // Everything is emulated instruction by instruction (never KVM): booting takes 10
 // to 20 s, programs run some ten times slower than natively. Look at functions

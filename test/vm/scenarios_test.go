@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm_test
+
+import (
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"vippin/test/vm"
+)
+
+// slowness is how many times longer the scenarios wait in the machine than natively
+// (see package lab).
+const slowness = "5"
+
+// TestScenarios: the project's own scenarios, with keepalived, over real VLANs (see
+// package test), and those of trunks, which run nowhere else. With VIPPIN_FULL set
+// every one runs on every kernel; else each on one, to be done within minutes.
+func TestScenarios(t *testing.T) {
+	passed := make(map[string]int) // kernels, by stage and test
+	kernels := 0
+	forEachKernel(t, func(t *testing.T, kernel vm.Kernel) {
+		kernels++
+		stages := stagesOn(t, kernel.Series)
+		result, outcomes, err := vm.RunStages(t.Context(), kernel, vm.Options{Timeout: 40 * time.Minute, MemMB: 2048}, stages)
+		t.Logf("%s: started after %.1f s, off after %.1f s", kernel.Package, result.Boot.Seconds(), result.Total.Seconds())
+		for i, stage := range stages {
+			t.Run(stage.Name, func(t *testing.T) {
+				for _, name := range stage.Tests {
+					t.Run(name, func(t *testing.T) {
+						if i >= len(outcomes) {
+							t.Fatal("was never begun")
+						}
+						if report(t, outcomes[i], name) {
+							passed[stage.Name+"/"+name]++
+						}
+					})
+				}
+			})
+		}
+		if err != nil {
+			t.Fatalf("%v\nthe last words in the machine:\n%s", err, last(result.Output))
+		}
+		if t.Failed() {
+			t.Logf("the kernel said:\n%s", last(result.Console))
+		}
+	})
+	if kernels < len(vm.Series) {
+		return // somebody has chosen
+	}
+	for _, c := range conditions {
+		for _, s := range c.scenarios {
+			if passed[c.name+"/"+s.test] == 0 && (full() || s.kernel != "") {
+				t.Errorf("%s: %s passed on no kernel", c.name, s.test)
+			}
+		}
+	}
+}
+
+// report makes a test of the machine this one's, with its log unless it passed, and
+// says whether it did.
+func report(t *testing.T, outcomes map[string]vm.Outcome, name string) bool {
+	t.Helper()
+	outcome, begun := outcomes[name]
+	switch {
+	case !begun:
+		t.Fatal("was never begun")
+	case outcome.Result == "pass":
+		t.Logf("passed in %.1f s", outcome.Took.Seconds())
+		return true
+	case outcome.Result == "skip":
+		t.Skipf("cannot run on this kernel:\n%s", outcome.Log)
+	case outcome.Result == "":
+		t.Fatalf("did not come to its end:\n%s", outcome.Log)
+	}
+	t.Fatalf("failed after %.1f s:\n%s", outcome.Took.Seconds(), outcome.Log)
+	return false
+}
+
+// last is the end of a long text.
+func last(text []byte) []byte { return text[max(0, len(text)-8000):] }
+
+// full tells whether all scenarios are wanted: make test-vm FULL=1.
+func full() bool { return os.Getenv("VIPPIN_FULL") != "" }
+
+// scenario is a test of package test. Kernel is where it runs when not every scenario
+// is wanted on every kernel: "all" for each, "" for none.
+type scenario struct{ test, kernel string }
+
+// conditions are those under which the scenarios run, a stage each.
+var conditions = []struct {
+	name      string
+	env       []string
+	scenarios []scenario
+}{
+	// The tests that make trunks themselves.
+	{"trunk", nil, []scenario{
+		{"TestTrunk", "6.1"}, {"TestTrunkFailover", "6.1"}, {"TestTrunkFastpath", "all"}, {"TestTrunkLists", "6.12"},
+	}},
+	// Tests that find VLANs where they have cables elsewhere: what the server sees, bulk
+	// data, living flows, two masters, bad adverts; errors, fragments, protocols.
+	{"tagged", []string{"VIPPIN_LAB_TRUNK=tagged"}, []scenario{
+		{"TestServerSeesTheVIP", "6.12"}, {"TestSamePort", "6.12"}, {"TestClash", "6.1"}, {"TestFullMap", ""}, {"TestUntouched", ""},
+		{"TestNotMasqueraded", ""}, {"TestUnpinned", ""}, {"TestBulk", ""},
+		{"TestLivingFlowsAreLeftAlone", ""}, {"TestTupleReusedFromTimeWait", ""},
+		{"TestTwoMasters", ""}, {"TestWrongTTL", ""}, {"TestNFTEgressSeesTheTag", ""},
+		{"TestTraceroute", "6.1"}, {"TestTunnels", ""}, {"TestPathMTUBeyond", ""}, {"TestPathMTUInside", ""},
+		{"TestReject", ""}, {"TestFragments", ""}, {"TestFTP", ""},
+	}},
+	{"tagged without BTF", []string{"VIPPIN_LAB_TRUNK=tagged", "VIPPIN_LAB_NO_BTF=1"}, []scenario{
+		{"TestServerSeesTheVIP", ""}, {"TestSamePort", ""}, {"TestClash", ""}, {"TestUntouched", ""}, {"TestUnpinned", "6.12"}, {"TestBulk", ""},
+		{"TestLivingFlowsAreLeftAlone", ""},
+	}},
+}
+
+// before readies the machine: the kernel loads this module by itself only when its
+// helper is not built in; and a slow processor needs longer queues.
+const before = "modprobe -a nf_nat_ftp && echo 20000 > /proc/sys/net/core/netdev_max_backlog"
+
+// stagesOn are the stages of one boot.
+func stagesOn(t *testing.T, series string) (stages []vm.Stage) {
+	t.Helper()
+	program, err := vm.Build(t.Context(), "vippin", "./cmd/vippin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := vm.BuildTest(t.Context(), "test.test", "./test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range conditions {
+		stage := vm.Stage{
+			Name: c.name, Before: before, Program: tests, Package: "./test",
+			Flags: []string{"-test.short", "-test.timeout=30m", "-test.parallel=1"},
+			Env:   append(slices.Clone(c.env), "VIPPIN_BIN="+program, "VIPPIN_LAB_SLOWNESS="+slowness, "VIPPIN_BULK=1m"),
+		}
+		for _, s := range c.scenarios {
+			if full() || s.kernel == series || s.kernel == "all" {
+				stage.Tests = append(stage.Tests, s.test)
+			}
+		}
+		if len(stage.Tests) > 0 {
+			stages = append(stages, stage)
+		}
+	}
+	return stages
+}
