@@ -180,6 +180,7 @@ struct vrid_key {
 
 enum pin_flags {
 	PIN_USED = 1 << 0,
+	/* In switches alone (switches.h); here earlier versions had them. */
 	PIN_ENABLED = 1 << 1,
 	PIN_TOGGLED = 1 << 2, /* enabled or disabled by a toggle, not by the configuration */
 	PIN_RETIRED = 1 << 3, /* left the configuration while mappings lived */
