@@ -43,7 +43,6 @@ func (d *dataplane) switchOn(t *testing.T, pins ...uint32) {
 // A flow is pinned by its own pin's switch; before there are any, none is.
 func TestSwitches(t *testing.T) {
 	d := newMarked(t)
-	fl := someFlow(false, layers.IPProtocolUDP, false)
 	for _, c := range []struct {
 		name    string
 		prepare func()
@@ -58,13 +57,20 @@ func TestSwitches(t *testing.T) {
 			}
 		}, false},
 	} {
-		d.resetMarked(t)
-		c.prepare()
-		in, want := fl.packet(t, egress)
-		if c.on {
-			d.expectMarked(t, in, want, masqueraded, created, counts{})
-		} else {
-			d.expectMarked(t, in, in, masqueraded, counts{DataplanePinCounterPIN_OFF: 1}, counts{})
+		for _, lone := range []bool{false, true} { // masquerade itself chose the VIP
+			d.resetMarked(t)
+			c.prepare()
+			fl := someFlow(false, layers.IPProtocolUDP, false)
+			off := counts{DataplanePinCounterPIN_OFF: 1}
+			if lone {
+				fl.local, off = fl.public, counts{}
+			}
+			in, want := fl.packet(t, egress)
+			if c.on {
+				d.expectMarked(t, in, want, masqueraded, created, counts{})
+			} else {
+				d.expectMarked(t, in, in, masqueraded, off, counts{})
+			}
 		}
 		d.on = false
 		d.setSwitch(t, true)

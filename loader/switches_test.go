@@ -308,6 +308,35 @@ func TestSwitchNeedsTheLiving(t *testing.T) {
 	}
 }
 
+// TestSwitchesStay: what a program or a reader has found stays as it is while others
+// take its place.
+func TestSwitchesStay(t *testing.T) {
+	l := newSwitchLab(t, Options{})
+	var held []*ebpf.Map
+	for i := range 4 {
+		if err := l.toggle(i%2 == 0); err != nil {
+			t.Fatal(err)
+		}
+		m, err := l.d.openSwitches()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = m.Close() }()
+		held = append(held, m)
+	}
+	for i, m := range held {
+		var all switches
+		if err := m.Lookup(uint32(0), &all); err != nil {
+			t.Fatal(err)
+		}
+		for _, pin := range ends {
+			if all.on(pin) != (i%2 == 0) || all.by(pin) != policy.EnabledByToggle {
+				t.Errorf("after change %d pin %d is on: %v", i, pin, all.on(pin))
+			}
+		}
+	}
+}
+
 // TestSwitchesTakenOver: a version that had the switches in the pins leaves them so;
 // from then on they are where they are now, over restarts.
 func TestSwitchesTakenOver(t *testing.T) {
