@@ -186,7 +186,9 @@ enum pin_flags {
 	PIN_RETIRED = 1 << 3, /* left the configuration while mappings lived */
 };
 
-/* pins, by number from 1. Everything that "pin ls" shows without a daemon. */
+/* pins, by number from 1. With switches.h everything that "pin ls" shows without a
+ * daemon.
+ */
 struct pin {
 	__u32 slot;
 	__u32 group;
