@@ -181,8 +181,11 @@ func (l *switchLab) listed() (on bool, err error) {
 func TestSwitchAtOnce(t *testing.T) {
 	l := newSwitchLab(t, Options{noBTF: true})
 	changes := 500 // each waits for a grace period
-	if os.Getenv("VIPPIN_FULL") != "" {
+	switch {
+	case os.Getenv("VIPPIN_FULL") != "":
 		changes = 5000
+	case testing.Short():
+		changes = 50
 	}
 	var h history
 	var over atomic.Bool
