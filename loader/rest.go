@@ -40,7 +40,7 @@ func (c content) mayRest(iface ifaceValue) bool {
 		}
 	}
 	for key, pin := range c.sources {
-		if key.Slot == iface.Slot && pin != iface.Pin {
+		if key.Slot == iface.Slot && pin != iface.Pin && !isNumberKey(key) {
 			return false
 		}
 	}

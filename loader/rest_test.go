@@ -147,6 +147,10 @@ func TestMayRest(t *testing.T) {
 			second.ID, second.Name, second.VIPs = 2, "second", nil
 			p.Pins = append(p.Pins, second)
 		}, false},
+		"numbers of marks": {func(p *policy.Plan) {
+			none := policy.PlanSource{Prefix: netip.MustParsePrefix("::/128")}
+			p.Interfaces[0].Sources = append(p.Interfaces[0].Sources, none)
+		}, true},
 		"watched only": {func(p *policy.Plan) { p.Interfaces[0].Slot = 0 }, false},
 	} {
 		plan := onePin(1, "wan0", false)
