@@ -79,33 +79,6 @@ func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
 	return report, nil
 }
 
-// disablePins keeps new mappings from being made. restore undoes it.
-func (d *Dataplane) disablePins() (restore func() error, err error) {
-	changed := make(map[uint32]pinValue)
-	restore = func() error {
-		var errs []error
-		for id, pin := range changed {
-			errs = append(errs, d.maps.Pins.Put(id, pin))
-		}
-		return errors.Join(errs...)
-	}
-	pins, err := d.usedPins()
-	if err != nil {
-		return restore, err
-	}
-	for id, pin := range pins {
-		if pin.Flags&pinEnabled == 0 {
-			continue
-		}
-		changed[id] = pin
-		pin.Flags &^= pinEnabled
-		if err := d.maps.Pins.Put(id, pin); err != nil {
-			return restore, fmt.Errorf("switch pin %d off: %w", id, err)
-		}
-	}
-	return restore, nil
-}
-
 // converter turns mappings into native conntrack entries.
 type converter struct {
 	d        *Dataplane
