@@ -3,7 +3,9 @@
 package test
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +33,11 @@ func TestFlowtableBridge(t *testing.T) {
 			s := setScene(t, "ftbridge", lab.Options{Hosts: 1, SingleRouter: true})
 			s.ip(s.RA.Node, "link set wan0 down", "link set wan0 name port0", "addr flush dev port0",
 				"link add wan0 type bridge", "link set port0 master wan0", "link set port0 up", "link set wan0 up")
+			for _, call := range []string{"iptables", "ip6tables"} { // else conntrack is before the programs
+				if err := s.RA.Sysctl("net/bridge/bridge-nf-call-"+call, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
 			s.configure("wan0")
 			s.must(s.RA.NFT(s.ctx, fmt.Sprintf(flowtableRules, "lan0, "+c.device)+`
 				table netdev seen { chain out { type filter hook egress device wan0 priority 0; udp dport `+fmt.Sprint(serverPort)+` counter; }; }`))
