@@ -332,7 +332,7 @@ func (c *converter) native(what *conversion) conntrack.Entry {
 	flow := what.flow
 	entry := conntrack.Entry{
 		Orig: flow.Orig, NATSrc: endAddrPort(what.end.Addr.Word, what.end.Port),
-		Timeout: max(flow.Timeout, time.Second), Status: flow.Status, Mark: flow.Mark, TCP: flow.TCP, SCTP: flow.SCTP,
+		Timeout: max(flow.Timeout, time.Second), Status: seenStatus(flow), Mark: flow.Mark, TCP: flow.TCP, SCTP: flow.SCTP,
 	}
 	if flow.Status&conntrack.DstNAT != 0 { // port-forwarded elsewhere as well
 		entry.NATDst = flow.Reply.Source()
@@ -341,7 +341,7 @@ func (c *converter) native(what *conversion) conntrack.Entry {
 		if flow.Orig.Proto == unix.IPPROTO_TCP {
 			entry.TCP = &conntrack.TCP{State: conntrack.TCPEstablished}
 		}
-		entry.Timeout = c.ordinary.of(flow.Orig.Proto, flow.Status, entry.TCP, nil)
+		entry.Timeout = c.ordinary.of(flow.Orig.Proto, entry.Status, entry.TCP, nil)
 	}
 	return entry
 }
