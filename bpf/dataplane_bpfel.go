@@ -194,7 +194,7 @@ type DataplaneIface struct {
 	HasL2   uint8
 	Known   uint8
 	Resting uint8
-	Pad     uint8
+	Bridged uint8
 }
 
 type DataplaneLocalEnd struct {

@@ -136,7 +136,7 @@ struct iface {
 	__u8 has_l2; /* frames begin with an Ethernet header */
 	__u8 known; /* 1, since an array has a value for everything */
 	__u8 resting; /* its pin is off and takes everybody, and no mapping is left: nothing is noted */
-	__u8 pad;
+	__u8 bridged; /* a Linux bridge, or on one: netfilter may have seen its frames */
 };
 
 /* shortcuts: each way is the upper 48 bits of a packet's digest and the number

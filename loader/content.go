@@ -165,6 +165,9 @@ func (c content) addInterface(iface *policy.PlanInterface) error {
 	if iface.HasL2 {
 		value.HasL2 = 1
 	}
+	if iface.Bridged {
+		value.Bridged = 1
+	}
 	c.ifaces[uint32(iface.Index)] = value
 	for _, vrid := range iface.VRIDs {
 		c.vrids[vridKey{Ifindex: uint32(iface.Index), Vrid: uint32(vrid.VRID)}] = vrid.Group
@@ -258,7 +261,7 @@ func (c content) vipsOf(pin uint32) []netip.Addr {
 
 func (c content) plannedInterface(ifindex uint32) policy.PlanInterface {
 	value := c.ifaces[ifindex]
-	iface := policy.PlanInterface{Index: int(ifindex), Slot: value.Slot, HasL2: value.HasL2 != 0}
+	iface := policy.PlanInterface{Index: int(ifindex), Slot: value.Slot, HasL2: value.HasL2 != 0, Bridged: value.Bridged != 0}
 	for _, pin := range c.pins {
 		if pin.Ifindex == ifindex {
 			iface.Name = getName(pin.Interface[:])

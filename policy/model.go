@@ -130,6 +130,7 @@ type PlanInterface struct {
 	Name    string
 	Slot    uint32       // key space of its mappings; 0 = watched only
 	HasL2   bool         // frames begin with an Ethernet header
+	Bridged bool         // a Linux bridge, or on one
 	Uniques []netip.Addr // addresses the router itself owns here: what masquerade may choose
 	VIPs    []netip.Addr // every VIP of the pins here, link-local ones too
 	Sources []PlanSource // which inside prefix belongs to which pin; the longest prefix decides
