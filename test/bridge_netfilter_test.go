@@ -5,6 +5,7 @@ package test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -20,6 +21,15 @@ func (s *scene) setBridge(ifname, port string) {
 	s.t.Helper()
 	s.ip(s.RA.Node, "link set "+ifname+" down", "link set "+ifname+" name "+port, "addr flush dev "+port,
 		"link add "+ifname+" type bridge", "link set "+port+" master "+ifname, "link set "+port+" up", "link set "+ifname+" up")
+}
+
+// addressInside gives ra's LAN interface what it had.
+func (s *scene) addressInside(ifname string, prefixes []netip.Prefix) {
+	s.t.Helper()
+	for _, prefix := range prefixes {
+		nodad := map[bool]string{true: " nodad"}[prefix.Addr().Is6()]
+		s.ip(s.RA.Node, "addr replace "+prefix.String()+" dev "+ifname+nodad)
+	}
 }
 
 // callNetfilter has ra's netfilter see the frames of bridges on the ports, or not. It
@@ -120,10 +130,7 @@ func TestBridgeNetfilterInside(t *testing.T) {
 			addrs, err := s.RA.Addresses()
 			s.must(err)
 			s.setBridge("lan0", "inside0")
-			for _, prefix := range addrs["lan0"] {
-				nodad := map[bool]string{true: " nodad"}[prefix.Addr().Is6()]
-				s.ip(s.RA.Node, "addr replace "+prefix.String()+" dev lan0"+nodad)
-			}
+			s.addressInside("lan0", addrs["lan0"])
 			if both {
 				s.setBridge("wan0", "port0")
 				s.configure("wan0")
@@ -187,11 +194,8 @@ func TestBridgeNetfilterVLAN(t *testing.T) {
 	for _, segment := range []lab.Segment{lab.LAN, lab.WAN} {
 		ifname := s.RA.Ifname(segment)
 		s.ip(s.RA.Node, "link del "+ifname, fmt.Sprintf("link add link br0 name %s type vlan id %d", ifname, segment.Tag), "link set "+ifname+" up")
-		for _, prefix := range addrs[ifname] {
-			nodad := map[bool]string{true: " nodad"}[prefix.Addr().Is6()]
-			s.ip(s.RA.Node, "addr replace "+prefix.String()+" dev "+ifname+nodad)
-		}
 	}
+	s.addressInside(s.RA.Ifname(lab.LAN), addrs[s.RA.Ifname(lab.LAN)])
 	s.configure(s.RA.Ifname(lab.WAN))
 	s.start(s.RA, byTag(s.RA))
 	s.awaitRole(s.RA, policy.RoleMaster)

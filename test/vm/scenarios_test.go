@@ -116,9 +116,9 @@ var conditions = []struct {
 	}},
 }
 
-// before readies the machine: the kernel loads this module by itself only when its
+// before readies the machine: the kernel loads nf_nat_ftp by itself only when its
 // helper is not built in; and a slow processor needs longer queues.
-const before = "modprobe -a nf_nat_ftp && echo 20000 > /proc/sys/net/core/netdev_max_backlog"
+const before = "modprobe -a nf_nat_ftp br_netfilter && echo 20000 > /proc/sys/net/core/netdev_max_backlog"
 
 // stagesOn are the stages of one boot.
 func stagesOn(t *testing.T, series string) (stages []vm.Stage) {
