@@ -81,7 +81,15 @@ func (e *EnabledBy) UnmarshalText(text []byte) error {
 
 // Observed is what the kernel says of its interfaces at one moment.
 type Observed struct {
-	Links []Link
+	Links  []Link
+	OnPort OnPort
+}
+
+// OnPort says what netfilter sees on the ports of this network namespace's bridges,
+// before the bridge's own interface does (br_netfilter, net.bridge.bridge-nf-*).
+type OnPort struct {
+	IPv4, IPv6 bool // call-iptables, call-ip6tables
+	Tagged     bool // filter-vlan-tagged: behind 802.1Q tags, too
 }
 
 // Link is one network interface of this router.
@@ -168,6 +176,8 @@ type PlanPin struct {
 	Enabled   bool
 	EnabledBy EnabledBy
 	Retired   bool
+	OnPort4   bool // netfilter sees answers on the port of a bridge: no new mapping in this family
+	OnPort6   bool
 }
 
 // PlanGroup is one group of VRRP instances that fail over together.

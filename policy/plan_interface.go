@@ -61,27 +61,8 @@ func (p *planner) interfaceOf(index int) *PlanInterface {
 
 func (p *planner) addInterface(link *Link) *PlanInterface {
 	p.faces[link.Index] = len(p.plan.Interfaces)
-	p.plan.Interfaces = append(p.plan.Interfaces, PlanInterface{Index: link.Index, Name: link.Name, HasL2: link.HasL2, Bridged: p.bridged(link)})
+	p.plan.Interfaces = append(p.plan.Interfaces, PlanInterface{Index: link.Index, Name: link.Name, HasL2: link.HasL2, Bridged: p.bridgeBelow(link) != nil})
 	return &p.plan.Interfaces[len(p.plan.Interfaces)-1]
-}
-
-// bridged tells whether a link is a Linux bridge, or stands on one.
-func (p *planner) bridged(link *Link) bool {
-	for range len(p.links) {
-		if link.Kind == "bridge" {
-			return true
-		}
-		below := link.Parent
-		for _, other := range p.links {
-			if below != 0 && other.Index == below {
-				link = other
-			}
-		}
-		if link.Index != below {
-			return false
-		}
-	}
-	return false
 }
 
 // uniquesOf is the link's addresses that masquerade may choose: no VIP,

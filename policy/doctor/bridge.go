@@ -9,7 +9,7 @@ import (
 )
 
 // checkBridgeNetfilter looks for pinned bridges whose frames netfilter sees on the
-// ports. Answers find their way all the same, behind the rules that see them there.
+// ports: new flows on them are not pinned (policy's plan).
 func checkBridgeNetfilter(v *view) []Finding {
 	var found []Finding
 	for _, p := range v.present() {
@@ -25,10 +25,9 @@ func checkBridgeNetfilter(v *view) []Finding {
 			if !family.vip.IsValid() || v.sysctl("net/bridge/"+family.name[len("net.bridge."):]) != "1" {
 				continue
 			}
-			found = append(found, warning(lines(kept(family.name, "0"),
-				"# who needs it (docker, Kubernetes) sets it again: then have no rule in prerouting that drops what is invalid on "+bridge.Name+", or translates the VIP's ports"),
-				"netfilter sees what comes in by the bridge %s before vippin does (%s is 1): connections of %s work, but a rule in prerouting that drops "+
-					"invalid packets, or translates ports of %s, takes answers to them", bridge.Name, family.name, p.name(), family.vip))
+			found = append(found, fault(lines(kept(family.name, "0"), "# who needs it (docker, Kubernetes) sets it again"),
+				"netfilter sees what comes in by the bridge %s before vippin does: %s is 1, so new connections of %s do not get %s but the router's own address",
+				bridge.Name, family.name, p.name(), family.vip))
 		}
 	}
 	return found

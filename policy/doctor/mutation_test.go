@@ -134,16 +134,16 @@ var mutations = []mutation{
 	{"netfilter on a pinned bridge", master, func(f *Facts) {
 		f.bridge(vlan2Index)
 		f.sysctl("net/bridge/bridge-nf-call-iptables", "1")
-	}, "bridge_netfilter", Warning, []string{"bridge eth0.2", "198.51.100.2"}, []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0"}},
+	}, "bridge_netfilter", Error, []string{"bridge eth0.2", "198.51.100.2"}, []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0"}},
 	{"netfilter on a pinned bridge, IPv6", master, func(f *Facts) {
 		f.bridge(vlan2Index)
 		f.sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
-	}, "bridge_netfilter", Warning, []string{"bridge eth0.2", "2001:db8:2::2"}, []string{"sysctl -w net.bridge.bridge-nf-call-ip6tables=0"}},
+	}, "bridge_netfilter", Error, []string{"bridge eth0.2", "2001:db8:2::2"}, []string{"sysctl -w net.bridge.bridge-nf-call-ip6tables=0"}},
 	{"netfilter on a bridge below a pinned VLAN", master, func(f *Facts) {
 		f.bridge(trunkIndex)
 		f.sysctl("net/bridge/bridge-nf-call-iptables", "1")
 		f.sysctl("net/bridge/bridge-nf-filter-vlan-tagged", "1")
-	}, "bridge_netfilter", Warning, []string{"bridge eth0 ", "eth0.20 (VLAN 20)"}, []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0"}},
+	}, "bridge_netfilter", Error, []string{"bridge eth0 ", "eth0.20 (VLAN 20)"}, []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0"}},
 	{"conntrack near full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "800") },
 		"conntrack_max", Warning, []string{"800 of 1000", "80 %"}, []string{"sysctl -w net.netfilter.nf_conntrack_max=2000"}},
 	{"conntrack full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "950") },
