@@ -146,7 +146,7 @@ func TestRunEnds(t *testing.T) {
 		want string
 	}{
 		{"no such command", t.Context(), vm.Options{Command: []string{"no-such-command"}}, "no-such-command"},
-		{"time over", t.Context(), vm.Options{Command: []string{"sleep", "600"}, Timeout: 15 * time.Second}, "15s are over"},
+		{"time over", t.Context(), vm.Options{Command: []string{"sleep", "600"}, Timeout: 8 * time.Second}, "8s are over"},
 		{"panic", t.Context(), vm.Options{Command: []string{"sh", "-c", "echo c > /proc/sysrq-trigger"}}, "sysrq triggered crash"},
 		{"interrupted", ctx, vm.Options{Command: []string{"sh", "-c", "echo up; sleep 600"}, Output: &heard}, "canceled"},
 	} {
