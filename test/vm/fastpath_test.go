@@ -20,9 +20,10 @@ func TestFastpath(t *testing.T) {
 		// The programs need the types of what are modules here.
 		const script = `modprobe -a nf_conntrack nf_nat && "$1" -test.run '^TestLearn|^TestFast' -test.v -test.timeout 6m`
 		said := run(t, kernel, "sh", "-c", script, "sh", program)
-		wantPassed(t, said, "TestLearns", "TestLearnsBulk", "TestLearnsTagged", "TestLearnsFullSize", "TestLearnsTCP", "TestLearnsAnew", "TestLearnRefuses",
+		wantPassed(t, said, "TestLearns", "TestLearnsBulk", "TestLearnsTagged", "TestLearnsFullSize", "TestLearnsVirtual", "TestLearnsVirtualTagged",
+			"TestLearnsTCP", "TestLearnsAnew", "TestLearnRefuses",
 			"TestLearnRefusesFragments", "TestLearnRefusesHelpers", "TestLearnRefusesDecrypted", "TestLearnUntold", "TestLearnVoids", "TestLearnFar",
 			"TestLearnHops", "TestLearnDeadline", "TestLearnTakesOver",
-			"TestFastForwards", "TestFastExits", "TestFastEntryExits", "TestFastChecksums", "TestFastFlags")
+			"TestFastForwards", "TestFastExits", "TestFastEntryExits", "TestFastChecksums", "TestFastFlags", "TestFastVirtual")
 	})
 }

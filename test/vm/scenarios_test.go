@@ -129,6 +129,7 @@ var conditions = []struct {
 	// The tests that make trunks themselves.
 	{"trunk", nil, []scenario{
 		{"TestTrunk", "6.12"}, {"TestTrunkFailover", "6.1"}, {"TestTrunkFastpath", "6.12"}, {"TestTrunkLists", "6.12"},
+		{"TestTrunkVMACFastpath", "6.1"},
 	}},
 	{"tagged", []string{"VIPPIN_LAB_TRUNK=tagged"}, slices.Concat(on("all", core...), on("all", further...))},
 	{"tagged without BTF", []string{"VIPPIN_LAB_TRUNK=tagged", "VIPPIN_LAB_NO_BTF=1"}, slices.Concat(
