@@ -63,6 +63,7 @@ func TestTrunkComesAndGoes(t *testing.T) {
 	pid := daemon.Pid()
 	capture, err := traffic.StartCapture(m.WANSwitch.Do, m.RA.TrunkPort())
 	m.must(err)
+	defer capture.Close()
 	want := m.muster(changingVLANs)
 	m.passed(1)
 

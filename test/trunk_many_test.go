@@ -31,6 +31,7 @@ type many struct {
 	*scene
 	count   int
 	control http.Client // of vippin's socket: starting a program takes long on a slow machine
+	behind  *traffic.Server // at all of the VLANs
 	flows   []*traffic.Flow
 }
 
@@ -78,7 +79,7 @@ func setMany(t *testing.T, name string, count int) *many {
 	}
 	m.ip(m.RA.Node, router...)
 	m.ip(m.Server, server...)
-	m.serve(m.Server, listen)
+	m.listen(listen)
 	m.must(m.RA.NFT(m.ctx, fmt.Sprintf(`
 table inet more {
 	chain postrouting {
@@ -88,6 +89,15 @@ table inet more {
 }
 `, lab.LAN.Tag, lab.LAN.Prefix4())))
 	return m
+}
+
+// listen starts the server behind the VLANs.
+func (m *many) listen(at traffic.ServerOptions) {
+	m.t.Helper()
+	server, err := traffic.Serve(m.Server.Do, at)
+	m.must(err)
+	m.behind = server
+	m.t.Cleanup(func() { m.must(server.Close()) })
 }
 
 // add is the commands that make a VLAN of the router's.
@@ -199,10 +209,10 @@ func (m *many) took(what string, step func()) {
 // passed waits until some datagrams more of every flow have come to the server.
 func (m *many) passed(datagrams uint64) {
 	m.t.Helper()
-	before := m.server.Streams()
+	before := m.behind.Streams()
 	var silent []string
 	err := m.await("all flows at the server", func() (bool, error) {
-		seen := m.server.Streams()
+		seen := m.behind.Streams()
 		silent = silent[:0]
 		for _, f := range m.flows {
 			if r := f.Report(); seen[r.ID].Packets < before[r.ID].Packets+datagrams {
@@ -212,7 +222,7 @@ func (m *many) passed(datagrams uint64) {
 		return len(silent) == 0, nil
 	})
 	if err != nil {
-		m.t.Fatalf("%v: %d are silent: %.5q\n%s", err, len(silent), silent, m.Describe())
+		m.t.Fatalf("%v: %d are silent: %q\n%s", err, len(silent), first(silent, 5), m.Describe())
 	}
 }
 
@@ -220,7 +230,7 @@ func (m *many) passed(datagrams uint64) {
 // came from one end: the one it had at first.
 func (m *many) unmoved(want origins) {
 	m.t.Helper()
-	streams, packets := m.server.Streams(), uint64(0)
+	streams, packets := m.behind.Streams(), uint64(0)
 	for id, end := range want {
 		seen := streams[id]
 		packets += seen.Packets
@@ -304,6 +314,7 @@ func TestTrunkMany(t *testing.T) {
 	m.took("started", func() { daemon = m.begin() })
 	capture, err := traffic.StartCapture(m.WANSwitch.Do, m.RA.TrunkPort())
 	m.must(err)
+	defer capture.Close()
 	want := make(origins)
 	m.took("flows begun while on", func() {
 		for i := range m.count {
