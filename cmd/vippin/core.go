@@ -29,7 +29,6 @@ type coreState struct {
 	tracker   *vrrp.Tracker
 	failed    error    // of the last attempt to apply the plan; nil: the kernel has it
 	retry     bool     // the plan has to be applied again
-	gone      string   // what the last attempt said that met an interface that was gone
 	unsettled bool     // pins were switched, and flows of before may not be noted
 	trouble   []string // what went wrong at the start and is worth a warning
 
@@ -205,7 +204,7 @@ func (d *daemon) apply(plan policy.Plan) {
 		d.applyFailed(err)
 		return
 	}
-	d.state.failed, d.state.gone, d.state.retry = nil, "", false
+	d.state.failed, d.state.retry, d.state.follow.gone = nil, false, ""
 	d.tellReplication()
 	d.fast.Bump()
 	d.fast.Attach() // behind the programs that are attached now
@@ -223,11 +222,11 @@ func (d *daemon) settle() {
 }
 
 func (d *daemon) applyFailed(err error) {
-	if errors.Is(err, syscall.ENODEV) && d.state.gone != err.Error() {
+	if errors.Is(err, syscall.ENODEV) && d.state.follow.gone != err.Error() {
 		// Deleted since we looked, most likely: its event is on the way. Where many are
 		// deleted it is another one each time.
 		d.log.Debug("an interface of the plan is gone", "error", err)
-		d.state.gone, d.state.retry = err.Error(), true
+		d.state.follow.gone, d.state.retry = err.Error(), true
 		return
 	}
 	if d.state.failed == nil || d.state.failed.Error() != err.Error() {

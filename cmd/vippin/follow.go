@@ -38,8 +38,8 @@ type following struct {
 	addrs map[int]bool  // those whose addresses changed
 	any   bool          // events were lost: any may have
 	blind bool          // the last look failed
-
-	toldBlind bool // and that was logged
+	told  bool          // and that was logged
+	gone  string        // what the last plan's failure was that met an interface which had gone
 
 	retryAt    time.Duration // when to try again, 0: not decided
 	retryPause time.Duration // before that
@@ -103,14 +103,14 @@ func (d *daemon) look() (seen bool) {
 	if err != nil {
 		// While many come and go, no look is of one moment.
 		lasting := f.retryPause >= applyAgain || !errors.Is(err, loader.ErrDisturbed)
-		if lasting && !f.toldBlind {
+		if lasting && !f.told {
 			d.log.Warn("cannot look at the interfaces, trying again", "error", err)
-			f.toldBlind = true
+			f.told = true
 		}
 		f.blind = true
 		return false
 	}
-	f.blind, f.toldBlind = false, false
+	f.blind, f.told = false, false
 	was := d.state.observed
 	d.state.observed = observed
 	d.flight.observed(was, observed)
