@@ -30,7 +30,7 @@ const firstOfMany = 1001
 type many struct {
 	*scene
 	count   int
-	control http.Client // of vippin's socket: starting a program takes long on a slow machine
+	control http.Client     // of vippin's socket: starting a program takes long on a slow machine
 	behind  *traffic.Server // at all of the VLANs
 	flows   []*traffic.Flow
 }
