@@ -465,6 +465,7 @@ const (
 	DataplaneMapSettings           = "settings"
 	DataplaneMapShortcuts          = "shortcuts"
 	DataplaneMapSources            = "sources"
+	DataplaneMapSwitches           = "switches"
 	DataplaneMapUniques            = "uniques"
 	DataplaneMapUnpinned           = "unpinned"
 	DataplaneMapVips               = "vips"
@@ -551,6 +552,7 @@ type DataplaneMapSpecs struct {
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
+	Switches     *ebpf.MapSpec `ebpf:"switches"`
 	Uniques      *ebpf.MapSpec `ebpf:"uniques"`
 	Unpinned     *ebpf.MapSpec `ebpf:"unpinned"`
 	Vips         *ebpf.MapSpec `ebpf:"vips"`
@@ -609,6 +611,7 @@ type DataplaneMaps struct {
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
 	Sources      *ebpf.Map `ebpf:"sources"`
+	Switches     *ebpf.Map `ebpf:"switches"`
 	Uniques      *ebpf.Map `ebpf:"uniques"`
 	Unpinned     *ebpf.Map `ebpf:"unpinned"`
 	Vips         *ebpf.Map `ebpf:"vips"`
@@ -642,6 +645,7 @@ func (m *DataplaneMaps) Close() error {
 		m.Settings,
 		m.Shortcuts,
 		m.Sources,
+		m.Switches,
 		m.Uniques,
 		m.Unpinned,
 		m.Vips,

@@ -131,30 +131,27 @@ func (d *dataplane) expectMapping(t *testing.T, fl flow, born uint64) {
 // the objection is gone.
 func TestDecideUnpinned(t *testing.T) {
 	d := newMarked(t)
-	pin := func(flags DataplanePinFlags, vips bool) DataplanePin {
-		p := DataplanePin{Slot: slot, Group: groupNumber, Ifindex: loopback, Flags: flags}
+	pin := func(vips bool) DataplanePin {
+		p := DataplanePin{Slot: slot, Group: groupNumber, Ifindex: loopback, Flags: DataplanePinFlagsPIN_USED}
 		if vips {
 			p.Vip4.Word, p.Vip6.Word = words(vip4), words(vip6)
 		}
 		return p
 	}
-	enabled := DataplanePinFlagsPIN_USED | DataplanePinFlagsPIN_ENABLED
 	cases := []struct {
 		name    string
 		reason  DataplanePinCounter
 		marks   uint32
 		prepare func(t *testing.T)
 	}{
-		{"switched off", DataplanePinCounterPIN_OFF, 0, func(t *testing.T) {
-			put(t, d.Pins, uint32(pinNumber), pin(DataplanePinFlagsPIN_USED, true))
-		}},
+		{"switched off", DataplanePinCounterPIN_OFF, 0, func(t *testing.T) { d.setSwitch(t, false) }},
 		{"backup", DataplanePinCounterPIN_BACKUP, 0, func(t *testing.T) { d.setRole(t, roleBackup) }},
 		{"nobody confirms the role", DataplanePinCounterPIN_STALE_ROLE, 0, func(t *testing.T) {
 			put(t, d.Roles, uint32(pinNumber), DataplaneRole{Role: roleMaster})
 			put(t, d.Heartbeat, uint32(0), uint64(0))
 		}},
 		{"no vip", DataplanePinCounterPIN_NO_VIP, 0, func(t *testing.T) {
-			put(t, d.Pins, uint32(pinNumber), pin(enabled, false))
+			put(t, d.Pins, uint32(pinNumber), pin(false))
 		}},
 		{"new unique address", DataplanePinCounterPIN_BORN_BEFORE, 0, func(t *testing.T) {
 			put(t, d.Uniques, slotAddr(unique4), DataplaneUniqueStateUNIQUE_NEW)
@@ -174,7 +171,8 @@ func TestDecideUnpinned(t *testing.T) {
 				reason := counts{c.reason: 1}
 				d.expectMarked(t, b, b, skb, reason, counts{})
 				d.expectUnpinned(t, fl, c.reason)
-				put(t, d.Pins, uint32(pinNumber), pin(enabled, true))
+				put(t, d.Pins, uint32(pinNumber), pin(true))
+				d.setSwitch(t, true)
 				d.setRole(t, roleMaster)
 				put(t, d.Uniques, slotAddr(fl.local.Addr()), DataplaneUniqueStateUNIQUE_KNOWN)
 				d.expectMarked(t, b, b, under, reason, counts{})

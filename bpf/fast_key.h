@@ -127,6 +127,21 @@ static __always_inline struct fast_device *fast_device_of(__u32 ifindex)
 	return near ? near : bpf_map_lookup_elem(&fast_far_devices, &ifindex);
 }
 
+static __always_inline struct fast_place *fast_place_of(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&fast_places, &ifindex);
+}
+
+/* The macvlan whose virtual MAC this is, while it is held there; NULL: nobody's. */
+static __always_inline __u32 *virtual_at(__u32 place, const __u8 *mac)
+{
+	struct fast_virtual key = {.place = place, .family = mac[4], .vrid = mac[5]};
+
+	if (mac[0] | mac[1] | (mac[2] ^ 0x5e) | mac[3])
+		return NULL;
+	return bpf_map_lookup_elem(&fast_virtual, &key);
+}
+
 static __always_inline void count_exit(enum fast_exit exit)
 {
 	__u64 *packets = bpf_map_lookup_elem(&fast_counters, &exit);

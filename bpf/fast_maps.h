@@ -60,10 +60,19 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_IFACES);
-	__type(key, __u32); /* ifindex of a device or of a VLAN on it */
-	__type(value, __u32); /* place, without FAST_TCP */
+	__type(key, __u32); /* ifindex of a device, or of a VLAN or macvlan on it */
+	__type(value, struct fast_place);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } fast_places SEC(".maps");
+
+/* The virtual MACs that this router holds now: the MASTER's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_IFACES);
+	__type(key, struct fast_virtual);
+	__type(value, __u32); /* ifindex of the macvlan */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} fast_virtual SEC(".maps");
 
 /* Devices by number. */
 struct {

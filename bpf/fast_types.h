@@ -12,14 +12,16 @@
 
 #define FAST_WAYS 8 /* entries of a bucket; half full, it has none for one flow of 120 */
 #define FAST_KEYS 11 /* of digests: one for each word of an IPv6 entry's key, and one more */
-#define FAST_DEVICES 64 /* device numbers, from 1 */
+#define FAST_DEVICES 32 /* device numbers, from 1 */
 #define FAST_HOPS 65536
 #define FAST_NOTES 4096 /* a power of two */
 #define FAST_TCP 0x80000000 /* in a place; without it: UDP */
 #define FAST_8021AD 0x40000000 /* in a place: the outer tag is 802.1ad; else it is 802.1Q, as the inner one */
+#define FAST_VIRTUAL 0x20000000 /* in a place: to the MAC of a macvlan above it, not to the device's own */
 
-/* A place is where a packet came in, and its protocol: FAST_TCP, FAST_8021AD, the
- * device's number << 24, the outer VLAN ID << 12, the inner one. Exact, not a digest.
+/* A place is where a packet came in, and its protocol: FAST_TCP, FAST_8021AD,
+ * FAST_VIRTUAL, the device's number << 24, the outer VLAN ID << 12, the inner one. Exact,
+ * not a digest.
  */
 
 /* What becomes of a flow's packets, and what became of them. Not in use:
@@ -102,6 +104,20 @@ struct fast_device {
 	__u8 turns; /* its number, if frames that leave by it again may do so by XDP_TX; else 0 */
 };
 
+/* fast_places, by ifindex: an interface above a device, or the device. */
+struct fast_place {
+	__u32 number; /* where its packets come in, without FAST_TCP */
+	__u32 below; /* ifindex: the interface that a macvlan is on, which pins name; else its own */
+};
+
+/* Whose virtual MAC it is (RFC 9568 section 7.3); a virtual router's in one VLAN. */
+struct fast_virtual {
+	__u32 place; /* neither FAST_TCP nor FAST_VIRTUAL */
+	__u8 family; /* fifth octet of the MAC: 1: IPv4, 2: IPv6 */
+	__u8 vrid; /* sixth octet */
+	__u8 pad[2];
+};
+
 /* Where packets go: all that the last interface adds. */
 struct fast_hop {
 	__u8 macs[12]; /* destination, source */
@@ -136,7 +152,7 @@ enum fast_exit {
 	FAST_CLOSED, /* switched off, or the daemon gives no sign of life */
 	FAST_DEVICE, /* the device is not in fast_devices */
 	FAST_NOT_IP, /* something else, cut short, with a priority tag or a third one */
-	FAST_OTHER_HOST, /* not to this device's address */
+	FAST_OTHER_HOST, /* neither to this device's address nor to a virtual one that is ours now */
 	FAST_PROTOCOL, /* neither TCP nor UDP, which VRRP is first of all; extension headers */
 	FAST_OPTIONS, /* IPv4 options */
 	FAST_FRAGMENT,

@@ -184,6 +184,29 @@ static __always_inline int forward_ipv6(struct xdp_md *ctx, struct fast_frame *f
 	return send(f, hop);
 }
 
+/* A frame to another MAC than the device's: is that a virtual one of the packet's family,
+ * which this router holds where the frame comes in?
+ */
+static __noinline bool is_to_virtual(struct xdp_md *ctx, __u32 device)
+{
+	struct fast_frame frame =
+				  {
+					  .data = (void *)(long)ctx->data,
+					  .end = (void *)(long)ctx->data_end,
+				  },
+			  *f = &frame;
+	__be16 proto;
+	__u8 *mac = f->data;
+
+	if (f->data + FAST_SHORTEST > f->end)
+		return false;
+	f->place = device << 24;
+	proto = *(__be16 *)(f->data + ETHERTYPE);
+	if (proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD))
+		proto = read_tags(f, proto);
+	return proto == bpf_htons(mac[4] == 1 ? ETH_P_IP : ETH_P_IPV6) && virtual_at(f->place, mac);
+}
+
 static __always_inline int forward_fast(struct xdp_md *ctx)
 {
 	struct fast_frame frame =
@@ -211,9 +234,12 @@ static __always_inline int forward_fast(struct xdp_md *ctx)
 		return pass(FAST_DEVICE);
 	if (unlikely(f->data + FAST_SHORTEST > f->end))
 		return pass(FAST_NOT_IP);
-	if (unlikely((own >> 8 ^ *(__u64 *)f->data) << 16))
-		return pass(FAST_OTHER_HOST);
 	f->place = f->device << 24;
+	if (unlikely((own >> 8 ^ *(__u64 *)f->data) << 16)) {
+		if (!is_to_virtual(ctx, f->device))
+			return pass(FAST_OTHER_HOST);
+		f->place |= FAST_VIRTUAL;
+	}
 	f->l3 = f->data + ETH_HLEN;
 	proto = *(__be16 *)(f->data + ETHERTYPE);
 	if (unlikely(proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD)))

@@ -224,6 +224,12 @@ type FastpathFastNote struct {
 	Pad2       uint64
 }
 
+type FastpathFastPlace struct {
+	_      structs.HostLayout
+	Number uint32
+	Below  uint32
+}
+
 type FastpathFastRefusal uint32
 
 const (
@@ -254,6 +260,14 @@ type FastpathFastState struct {
 	LeaseNs    uint64
 	Netns      uint32
 	Pad        uint32
+}
+
+type FastpathFastVirtual struct {
+	_      structs.HostLayout
+	Place  uint32
+	Family uint8
+	Vrid   uint8
+	Pad    [2]uint8
 }
 
 type FastpathFlowKey struct {
@@ -633,6 +647,7 @@ const (
 	FastpathMapFastPlaces      = "fast_places"
 	FastpathMapFastRefusals    = "fast_refusals"
 	FastpathMapFastState       = "fast_state"
+	FastpathMapFastVirtual     = "fast_virtual"
 	FastpathMapForeign         = "foreign"
 	FastpathMapFragments       = "fragments"
 	FastpathMapGroups          = "groups"
@@ -739,6 +754,7 @@ type FastpathMapSpecs struct {
 	FastPlaces     *ebpf.MapSpec `ebpf:"fast_places"`
 	FastRefusals   *ebpf.MapSpec `ebpf:"fast_refusals"`
 	FastState      *ebpf.MapSpec `ebpf:"fast_state"`
+	FastVirtual    *ebpf.MapSpec `ebpf:"fast_virtual"`
 	Foreign        *ebpf.MapSpec `ebpf:"foreign"`
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	Groups         *ebpf.MapSpec `ebpf:"groups"`
@@ -815,6 +831,7 @@ type FastpathMaps struct {
 	FastPlaces     *ebpf.Map `ebpf:"fast_places"`
 	FastRefusals   *ebpf.Map `ebpf:"fast_refusals"`
 	FastState      *ebpf.Map `ebpf:"fast_state"`
+	FastVirtual    *ebpf.Map `ebpf:"fast_virtual"`
 	Foreign        *ebpf.Map `ebpf:"foreign"`
 	Fragments      *ebpf.Map `ebpf:"fragments"`
 	Groups         *ebpf.Map `ebpf:"groups"`
@@ -866,6 +883,7 @@ func (m *FastpathMaps) Close() error {
 		m.FastPlaces,
 		m.FastRefusals,
 		m.FastState,
+		m.FastVirtual,
 		m.Foreign,
 		m.Fragments,
 		m.Groups,

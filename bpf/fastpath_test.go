@@ -32,6 +32,7 @@ const (
 
 	fastTCP     = 0x80000000 // fast_types.h
 	fast8021AD  = 0x40000000
+	fastVirtual = 0x20000000
 	fastReturns = 0x8000
 )
 
@@ -96,6 +97,7 @@ func (f *fastpath) reset(t *testing.T) {
 		put(t, f.Fast6, i, FastpathFast6Bucket{})
 	}
 	clearMap[uint32](t, f.FastFarDevices)
+	clearMap[FastpathFastVirtual](t, f.FastVirtual)
 	put(t, f.FastState, uint32(0), FastpathFastState{
 		Generation: fastGeneration, Keys: fastKeys, LeaseNs: fastLease, Mask4: fastBuckets - 1, Mask6: fastBuckets - 1,
 	})
@@ -260,6 +262,9 @@ func fastPlace(in frame, device uint32) uint32 {
 	place := device << 24
 	if in.proto == layers.IPProtocolTCP {
 		place |= fastTCP
+	}
+	if in.to != nil {
+		place |= fastVirtual
 	}
 	if len(in.tags) > 0 {
 		place |= uint32(in.tags[0].id&0xfff) << 12

@@ -38,6 +38,7 @@ type frame struct {
 	fragment uint16              // IPv4: flags and offset as on the wire
 	ident    uint16              // IPv4; 0: some
 	tags     []tag
+	to       net.HardwareAddr // nil: routerMAC
 }
 
 // quotation is what an ICMP error says: type, code, the four octets that differ
@@ -114,7 +115,11 @@ func (f frame) headers() int {
 func (f frame) bytes(t *testing.T) []byte {
 	t.Helper()
 	ip, ethertype := f.ip(t)
-	b := append(append([]byte{}, routerMAC...), otherMAC...)
+	to := f.to
+	if to == nil {
+		to = routerMAC
+	}
+	b := append(append([]byte{}, to...), otherMAC...)
 	for _, tag := range f.tags {
 		b = binary.BigEndian.AppendUint16(b, tag.ethertype)
 		b = binary.BigEndian.AppendUint16(b, tag.id)

@@ -92,6 +92,7 @@ type dataplane struct {
 	DataplaneObjects
 	ring  *ringbuf.Reader
 	epoch uint64
+	on    bool // the pin's switch
 }
 
 // shared is loaded by the first test: the verifier takes a second and more.
@@ -168,14 +169,12 @@ func (d *dataplane) reset(t *testing.T) {
 	d.records(t)
 
 	put(t, d.Ifaces, uint32(loopback), DataplaneIface{Slot: slot, HasL2: 1})
-	pin := DataplanePin{
-		Slot: slot, Group: groupNumber, Ifindex: loopback,
-		Flags: DataplanePinFlagsPIN_USED | DataplanePinFlagsPIN_ENABLED,
-	}
+	pin := DataplanePin{Slot: slot, Group: groupNumber, Ifindex: loopback, Flags: DataplanePinFlagsPIN_USED}
 	pin.Vip4.Word = words(vip4)
 	pin.Vip6.Word = words(vip6)
 	pin.Unique4.Word, pin.Unique6.Word = words(unique4), words(unique6)
 	put(t, d.Pins, uint32(pinNumber), pin)
+	d.setSwitch(t, true)
 	d.setRole(t, roleMaster)
 	put(t, d.Vips, slotAddr(vip4), DataplaneVip{Pin: pinNumber})
 	put(t, d.Vips, slotAddr(vip6), DataplaneVip{Pin: pinNumber, Order: 1})

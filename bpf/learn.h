@@ -64,13 +64,18 @@ static __always_inline void count_refusal(enum fast_refusal refusal)
 		(*packets)++;
 }
 
-/* The key space of the interface that the flow's own direction leaves by; 0: no
- * flow there has a mapping.
+/* The key space of the interface that the flow's own direction leaves by, or of the one
+ * below it; 0: no flow there has a mapping.
  */
 static __always_inline __u32 slot_of(__u32 ifindex)
 {
 	struct iface *iface = find_iface(ifindex);
+	struct fast_place *place;
 
+	if (!iface) {
+		place = fast_place_of(ifindex);
+		iface = place ? find_iface(place->below) : NULL;
+	}
 	return iface ? iface->slot : 0;
 }
 
@@ -163,12 +168,12 @@ static __always_inline void note_interface(__u32 place, __u32 ifindex)
 		bpf_map_update_elem(&fast_interfaces, &place, &ifindex, BPF_ANY);
 }
 
-/* Is this interface's place there? */
+/* Do this interface's packets leave there, by whichever MAC? */
 static __always_inline bool is_at(__u32 ifindex, __u32 there)
 {
-	__u32 *place = bpf_map_lookup_elem(&fast_places, &ifindex);
+	struct fast_place *place = fast_place_of(ifindex);
 
-	return place && there && *place == there;
+	return place && there && (place->number & ~FAST_VIRTUAL) == there;
 }
 
 /* The interface that a packet leaves by, above its tags; 0: not known. Whether it is
@@ -230,12 +235,12 @@ static __always_inline enum fast_refusal explain(struct __sk_buff *skb, const st
 static __always_inline enum fast_refusal judge_note(struct __sk_buff *skb, const struct fast_state *state,
 						    struct learning *l)
 {
-	__u32 ifindex = skb->ingress_ifindex, *place = bpf_map_lookup_elem(&fast_places, &ifindex);
+	struct fast_place *place = fast_place_of(skb->ingress_ifindex);
 	struct fast_note *note;
 
 	if (!place)
 		return REFUSED_NO_NOTE;
-	l->lesson.place = *place | (l->pkt.proto == IPPROTO_TCP ? FAST_TCP : 0);
+	l->lesson.place = place->number | (l->pkt.proto == IPPROTO_TCP ? FAST_TCP : 0);
 	l->lesson.digest = digest_of(state->keys, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
 	note = fast_note_at(l->lesson.digest);
 	if (!note || note->digest != l->lesson.digest || note->place != l->lesson.place ||
@@ -244,26 +249,29 @@ static __always_inline enum fast_refusal judge_note(struct __sk_buff *skb, const
 	if (note->generation != l->generation ||
 	    (__s64)(bpf_ktime_get_coarse_ns() - state->bumped_ns) < QUIET_NS)
 		return REFUSED_GENERATION;
-	if (*place & PLACE_TAGS)
-		note_interface(*place, ifindex);
+	if (place->number & PLACE_TAGS)
+		note_interface(place->number & ~FAST_VIRTUAL, place->below);
 	if (note->ttl != l->pkt.ttl + 1 || note->tos != l->pkt.tos || was_decrypted(skb))
 		return REFUSED_CHANGED;
 	return LEARNABLE;
 }
 
-/* Was it routed to this device, or to a VLAN on it: not to a bridge, say? *mtu gets
- * what the way takes; without a route, what the VLAN does.
+/* Was it routed to this device, or to a VLAN or macvlan on it: not to a bridge, say? *mtu
+ * gets what the way takes; without a route, what the VLAN does, or the macvlan.
  */
 static __always_inline bool leaves_as_routed(struct __sk_buff *skb, struct learning *l, __u32 *mtu)
 {
 	struct dst_entry *dst = route_of(skb);
-	__u32 ifindex;
+	__u32 ifindex, *above;
 
 	if (dst) {
 		*mtu = route_mtu(dst, l->pkt.ipv6);
 		return is_at(route_interface(dst), l->pkt.place);
 	}
 	ifindex = l->pkt.hop.tags ? leaves_by(skb, &l->pkt) : 0;
+	above = virtual_at(l->pkt.place, l->pkt.hop.macs + ETH_ALEN);
+	if (ifindex && above)
+		ifindex = *above;
 	*mtu = 0; /* and this is not a length to be checked, but the packet's own */
 	return ifindex && bpf_check_mtu(skb, ifindex, mtu, 0, 0) >= 0;
 }
@@ -344,8 +352,6 @@ static __always_inline enum fast_refusal enter(struct __sk_buff *skb, struct lea
 	struct fast_fate *fate = &l->lesson.fate;
 	struct fast_hop *hop = &l->pkt.hop;
 
-	if (bpf_skb_load_bytes(skb, 0, hop->macs, sizeof(hop->macs)))
-		return REFUSED_PACKET;
 	hop->mtu = mtu < 0xffff ? mtu : 0xffff;
 	fate->hop = number_hop(hop);
 	if (!fate->hop)
@@ -379,13 +385,26 @@ static __always_inline enum fast_refusal judge(struct __sk_buff *skb, const stru
 	return enter(skb, l, mtu);
 }
 
-/* A connection begins or ends: the other direction takes the stack, too. */
-static __always_inline void void_other_direction(const struct fast_state *state, struct learning *l)
+static __noinline int void_at(struct learning *l, __u32 place)
+{
+	struct fast_state *state = fast_state_now();
+
+	if (!l || !state)
+		return 0;
+	l->lesson.place = place;
+	l->lesson.digest = digest_of(state->keys, &l->lesson.before, place, l->pkt.ipv6);
+	void_entry(&l->lesson, l->pkt.ipv6);
+	return 0;
+}
+
+/* A connection begins or ends: the other direction takes the stack, too, whichever MAC
+ * its packets come to.
+ */
+static __always_inline void void_other_direction(struct learning *l)
 {
 	turn(&l->pkt.ends, &l->lesson.before);
-	l->lesson.place = l->pkt.place | FAST_TCP;
-	l->lesson.digest = digest_of(state->keys, &l->lesson.before, l->lesson.place, l->pkt.ipv6);
-	void_entry(&l->lesson, l->pkt.ipv6);
+	void_at(l, l->pkt.place | FAST_TCP);
+	void_at(l, l->pkt.place | FAST_TCP | FAST_VIRTUAL);
 }
 
 static __always_inline void learn(struct __sk_buff *skb)
@@ -407,7 +426,7 @@ static __always_inline void learn(struct __sk_buff *skb)
 	if (refusal == NOT_OURS)
 		return;
 	if (l->pkt.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
-		void_other_direction(state, l);
+		void_other_direction(l);
 	if (!skb->ingress_ifindex)
 		return; /* this router's own */
 	if (refusal == LEARNABLE)

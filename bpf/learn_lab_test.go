@@ -55,6 +55,7 @@ type learnLab struct {
 	lan0, wan0       int // ifindex
 	in, out          int // ifindex of what packets are routed by: lan0 and wan0, or VLANs on them
 	lanTags, wanTags []tag
+	virtual          map[int]netlink.Link // macvlans with virtual MACs, by ifindex
 	asks             *ringbuf.Reader
 }
 
@@ -142,6 +143,7 @@ func (l *learnLab) configure(t *testing.T) {
 		put(t, l.fast.FastEager, i, FastpathFastEager{})
 	}
 	clearMap[uint32](t, l.fast.FastPlaces)
+	clearMap[FastpathFastVirtual](t, l.fast.FastVirtual)
 	clearMap[FastpathFastHop](t, l.fast.FastHopNumbers)
 	put(t, l.fast.FastHopLast, uint32(0), uint64(0))
 	for number, ifindex := range map[uint8]int{lanNumber: l.lan0, wanNumber: l.wan0} {
@@ -151,8 +153,11 @@ func (l *learnLab) configure(t *testing.T) {
 		put(t, l.fast.FastOut, uint32(number), uint32(ifindex))
 		t.Cleanup(func() { put(t, l.fast.FastDevices, uint32(ifindex), FastpathFastDevice{}) })
 	}
-	put(t, l.fast.FastPlaces, uint32(l.in), placeIn(lanNumber, l.lanTags))
-	put(t, l.fast.FastPlaces, uint32(l.out), placeIn(wanNumber, l.wanTags))
+	l.place(t, l.in, placeIn(lanNumber, l.lanTags), l.in)
+	l.place(t, l.out, placeIn(wanNumber, l.wanTags), l.out)
+	for above := range l.virtual {
+		l.placeVirtual(t, above)
+	}
 	l.setState(t, func(*FastpathFastState) {})
 	put(t, l.Heartbeat, uint32(0), coarseNow(t))
 	l.exits(t)
@@ -162,6 +167,12 @@ func (l *learnLab) configure(t *testing.T) {
 		put(t, l.fast.FastState, uint32(0), FastpathFastState{})
 		clearMap[DataplaneSourceKey](t, l.Sources)
 	})
+}
+
+// place says where packets of an interface come in.
+func (l *learnLab) place(t *testing.T, ifindex int, number uint32, below int) {
+	t.Helper()
+	put(t, l.fast.FastPlaces, uint32(ifindex), FastpathFastPlace{Number: number, Below: uint32(below)})
 }
 
 // setState opens the fast path; change has the last word on how.

@@ -55,7 +55,7 @@ func state(name string, by FastpathFastRefusal, change func(t *testing.T, s *Fas
 // place has packets seem to come in, or leave, elsewhere.
 func place(name string, by FastpathFastRefusal, ifindex func(l *learnLab) int, number, other uint32) hindrance {
 	put := func(to uint32) func(t *testing.T, l *learnLab, _ *talk) {
-		return func(t *testing.T, l *learnLab, _ *talk) { put(t, l.fast.FastPlaces, uint32(ifindex(l)), to) }
+		return func(t *testing.T, l *learnLab, _ *talk) { l.place(t, ifindex(l), to, ifindex(l)) }
 	}
 	return hindrance{name, by, put(other), put(number << 24)}
 }

@@ -31,13 +31,14 @@ const (
 type port struct {
 	fd       int
 	mac, far net.HardwareAddr // its own, the router's
+	to       net.HardwareAddr // where it sends to; the router's, or a virtual one
 }
 
 func openPort(t *testing.T, ns netns.NsHandle, far int) *port {
 	t.Helper()
 	router, err := vishvananda.LinkByIndex(far)
 	mustDo(t, err)
-	p := &port{far: router.Attrs().HardwareAddr}
+	p := &port{far: router.Attrs().HardwareAddr, to: router.Attrs().HardwareAddr}
 	mustDo(t, inside(ns, func() error {
 		peer, err := vishvananda.LinkByName("peer")
 		if err != nil {
@@ -78,6 +79,9 @@ func (l *learnLab) connection(t *testing.T, ipv6 bool, sport uint16) *connection
 		inside: openPort(t, l.lan, l.lan0), outside: openPort(t, l.wan, l.wan0),
 		client: netip.AddrPortFrom(client, sport), server: netip.AddrPortFrom(server, 443), wire: netip.AddrPortFrom(vip(ipv6), sport),
 		seqOut: 0x10000000, seqBack: 0xf0000000,
+	}
+	if l.virtual != nil {
+		c.inside.to, c.outside.to = routersMAC(ipv6), routersMAC(ipv6)
 	}
 	for _, n := range []struct {
 		ifindex int
@@ -129,7 +133,7 @@ func (c *connection) send(t *testing.T, s tcpSegment) {
 
 func (c *connection) frame(t *testing.T, p *port, src, dst netip.AddrPort, tcp *layers.TCP, payload []byte, ttl uint8) []byte {
 	t.Helper()
-	link := append(append([]byte{}, p.far...), p.mac...)
+	link := append(append([]byte{}, p.to...), p.mac...)
 	if src.Addr().Is4() {
 		ip := &layers.IPv4{
 			Version: 4, TTL: ttl, Protocol: layers.IPProtocolTCP, Id: 0x4711, Flags: layers.IPv4DontFragment,

@@ -102,9 +102,7 @@ func (l *learnLab) set(t *testing.T, s scene, ipv6 bool) *talk {
 	clearMap[DataplaneFlowKey](t, l.Unpinned)
 	l.configure(t)
 	pin := DataplanePin{Slot: slot, Group: groupNumber, Ifindex: uint32(l.out), Flags: DataplanePinFlagsPIN_USED}
-	if !s.pinOff {
-		pin.Flags |= DataplanePinFlagsPIN_ENABLED
-	}
+	l.setSwitch(t, !s.pinOff)
 	pin.Vip4.Word, pin.Vip6.Word = words(vip4), words(vip6)
 	pin.Unique4.Word, pin.Unique6.Word = words(unique4), words(unique6)
 	put(t, l.Pins, uint32(pinNumber), pin)

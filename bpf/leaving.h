@@ -26,7 +26,7 @@ struct ends {
 
 struct leaving {
 	struct ends ends;
-	struct fast_hop hop; /* all but MAC addresses and MTU */
+	struct fast_hop hop; /* all but the MTU */
 	__u32 place; /* where answers come in that go the same way back; 0: cannot be told */
 	__u32 seq; /* TCP, host order */
 	__u32 ack;
@@ -153,6 +153,8 @@ static __always_inline enum fast_refusal parse_leaving(struct __sk_buff *skb, __
 	__builtin_memset(l, 0, sizeof(*l));
 	l->hop.device = device;
 	l->hop.alive = 1;
+	if (bpf_skb_load_bytes(skb, 0, l->hop.macs, sizeof(l->hop.macs)))
+		return NOT_OURS;
 	proto = leaving_tags(skb, &l->hop, &off);
 	l->place = place_of(&l->hop);
 	if (proto == bpf_htons(ETH_P_IP))

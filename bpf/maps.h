@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every map, with who writes it. All are pinned in bpffs, so that they and the
- * flows in them outlive the daemon. Sizes marked "loader" are set at load time.
+/* Every map but that of the switches (switches.h), with who writes it. All are
+ * pinned in bpffs, so that they and the flows in them outlive the daemon. Sizes
+ * marked "loader" are set at load time.
  */
 #pragma once
 

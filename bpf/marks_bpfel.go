@@ -40,6 +40,7 @@ const (
 	MarksMapSettings           = "settings"
 	MarksMapShortcuts          = "shortcuts"
 	MarksMapSources            = "sources"
+	MarksMapSwitches           = "switches"
 	MarksMapUniques            = "uniques"
 	MarksMapUnpinned           = "unpinned"
 	MarksMapVips               = "vips"
@@ -126,6 +127,7 @@ type MarksMapSpecs struct {
 	Settings     *ebpf.MapSpec `ebpf:"settings"`
 	Shortcuts    *ebpf.MapSpec `ebpf:"shortcuts"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
+	Switches     *ebpf.MapSpec `ebpf:"switches"`
 	Uniques      *ebpf.MapSpec `ebpf:"uniques"`
 	Unpinned     *ebpf.MapSpec `ebpf:"unpinned"`
 	Vips         *ebpf.MapSpec `ebpf:"vips"`
@@ -184,6 +186,7 @@ type MarksMaps struct {
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Shortcuts    *ebpf.Map `ebpf:"shortcuts"`
 	Sources      *ebpf.Map `ebpf:"sources"`
+	Switches     *ebpf.Map `ebpf:"switches"`
 	Uniques      *ebpf.Map `ebpf:"uniques"`
 	Unpinned     *ebpf.Map `ebpf:"unpinned"`
 	Vips         *ebpf.Map `ebpf:"vips"`
@@ -217,6 +220,7 @@ func (m *MarksMaps) Close() error {
 		m.Settings,
 		m.Shortcuts,
 		m.Sources,
+		m.Switches,
 		m.Uniques,
 		m.Unpinned,
 		m.Vips,

@@ -14,6 +14,7 @@
 #include "passage.h"
 #include "rewrite.h"
 #include "role.h"
+#include "switches.h"
 
 #define PORT_TRIES 16 /* public ends tried for one flow */
 #define EEXIST 17
@@ -173,7 +174,7 @@ static __always_inline verdict decide(struct __sk_buff *skb, const struct packet
 	end->addr = pkt->ipv6 ? pin->vip6 : pin->vip4;
 	if (unique == UNIQUE_NEW)
 		reason = PIN_BORN_BEFORE;
-	else if (!(pin->flags & PIN_ENABLED))
+	else if (!is_on(end->pin))
 		reason = PIN_OFF;
 	else if (addr_is_zero(&end->addr))
 		reason = PIN_NO_VIP;
@@ -222,7 +223,7 @@ static __always_inline verdict note_native(struct __sk_buff *skb, const struct p
 	struct pin *pin = want(key, pkt, b);
 	int reason;
 
-	if (!pin || !(pin->flags & PIN_ENABLED) || b->ct.status & (IPS_HELPER | IPS_EXPECTED) ||
+	if (!pin || !is_on(end->pin) || b->ct.status & (IPS_HELPER | IPS_EXPECTED) ||
 	    judge_role(end->pin, pin->group) != PIN_CREATED)
 		return untouched();
 	end->flags = MAPPING_NATIVE;

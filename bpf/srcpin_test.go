@@ -33,6 +33,7 @@ func TestMappingOutlivesSwitchAndRole(t *testing.T) {
 		fl.flags = DataplaneMappingFlagsMAPPING_ACKED
 		d.reset(t)
 		put(t, d.Pins, uint32(pinNumber), DataplanePin{Slot: slot, Flags: DataplanePinFlagsPIN_USED})
+		d.setSwitch(t, false)
 		d.setRole(t, roleBackup)
 		d.mapFlow(t, fl)
 		in, want := fl.frames(direction)

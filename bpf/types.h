@@ -180,12 +180,15 @@ struct vrid_key {
 
 enum pin_flags {
 	PIN_USED = 1 << 0,
+	/* In switches alone (switches.h); here earlier versions had them. */
 	PIN_ENABLED = 1 << 1,
 	PIN_TOGGLED = 1 << 2, /* enabled or disabled by a toggle, not by the configuration */
 	PIN_RETIRED = 1 << 3, /* left the configuration while mappings lived */
 };
 
-/* pins, by number from 1. Everything that "pin ls" shows without a daemon. */
+/* pins, by number from 1. With switches.h everything that "pin ls" shows without a
+ * daemon.
+ */
 struct pin {
 	__u32 slot;
 	__u32 group;

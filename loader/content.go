@@ -25,13 +25,15 @@ type content struct {
 	uniques map[slotAddr]uniqueState
 	sources map[sourceKey]uint32
 	vrids   map[vridKey]uint32
+
+	switches *switches
 }
 
 func newContent() content {
 	return content{
 		ifaces: make(map[uint32]ifaceValue), pins: make(map[uint32]pinValue), groups: make(map[uint32]groupValue),
 		vips: make(map[slotAddr]vipValue), uniques: make(map[slotAddr]uniqueState),
-		sources: make(map[sourceKey]uint32), vrids: make(map[vridKey]uint32),
+		sources: make(map[sourceKey]uint32), vrids: make(map[vridKey]uint32), switches: new(switches),
 	}
 }
 
@@ -50,6 +52,7 @@ func (d *Dataplane) content() (content, error) {
 	read(func() (err error) { c.sources, err = readMap[sourceKey, uint32](d.maps.Sources); return err })
 	read(func() (err error) { c.vrids, err = readMap[vridKey, uint32](d.maps.Vrids); return err })
 	read(func() (err error) { c.pins, err = d.usedPins(); return err })
+	read(func() (err error) { c.switches, err = d.readSwitches(); return err })
 	read(func() (err error) {
 		c.groups, err = readArray(d.maps.Groups, func(g groupValue) bool { return g.Name[0] != 0 })
 		return err
@@ -119,12 +122,8 @@ func (c content) addPin(pin *policy.PlanPin) error {
 	}
 	if pin.Retired {
 		value.Flags |= pinRetired
-	} else if pin.Enabled {
-		value.Flags |= pinEnabled
 	}
-	if pin.EnabledBy == policy.EnabledByToggle {
-		value.Flags |= pinToggled
-	}
+	c.switches.set(pin.ID, pin.Enabled && !pin.Retired, pin.EnabledBy)
 	value.Vip4.Word, value.Vip6.Word = addrWords(pin.VIP4), addrWords(pin.VIP6)
 	if err := errors.Join(putName(value.Name[:], pin.Name), putName(value.Interface[:], pin.Interface)); err != nil {
 		return fmt.Errorf("pin of VLAN %v: %w", pin.VLAN, err)
@@ -232,17 +231,13 @@ func (d *Dataplane) Planned() (policy.Plan, error) {
 
 func (c content) plannedPin(id uint32) policy.PlanPin {
 	value := c.pins[id]
-	pin := policy.PlanPin{
+	return policy.PlanPin{
 		ID: id, Slot: value.Slot, Group: value.Group, Ifindex: int(value.Ifindex),
 		VLAN: policy.VLAN{Outer: value.VlanOuter, Inner: value.VlanInner},
 		Name: getName(value.Name[:]), Interface: getName(value.Interface[:]),
 		VIP4: wordsAddr(value.Vip4.Word), VIP6: wordsAddr(value.Vip6.Word), VIPs: c.vipsOf(id),
-		Enabled: value.Flags&pinEnabled != 0, Retired: value.Flags&pinRetired != 0,
+		Enabled: c.switches.on(id), EnabledBy: c.switches.by(id), Retired: value.Flags&pinRetired != 0,
 	}
-	if value.Flags&pinToggled != 0 {
-		pin.EnabledBy = policy.EnabledByToggle
-	}
-	return pin
 }
 
 // vipsOf lists a pin's VIPs in the order of the configuration.

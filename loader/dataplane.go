@@ -53,6 +53,7 @@ type pinnedMaps struct {
 	Roles        *ebpf.Map `ebpf:"roles"`
 	Settings     *ebpf.Map `ebpf:"settings"`
 	Sources      *ebpf.Map `ebpf:"sources"`
+	Switches     *ebpf.Map `ebpf:"switches"`
 	Uniques      *ebpf.Map `ebpf:"uniques"`
 	Unpinned     *ebpf.Map `ebpf:"unpinned"`
 	Vips         *ebpf.Map `ebpf:"vips"`
@@ -63,7 +64,7 @@ type pinnedMaps struct {
 func (m *pinnedMaps) all() []*ebpf.Map {
 	return []*ebpf.Map{
 		m.Adverts, m.ByLocal, m.ByPublic, m.ByRemote, m.Claims, m.Epoch, m.Foreign, m.Fragments, m.Groups,
-		m.Heartbeat, m.Hold, m.Ifaces, m.NearIfaces, m.OwnAdverts, m.Passages, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Uniques,
+		m.Heartbeat, m.Hold, m.Ifaces, m.NearIfaces, m.OwnAdverts, m.Passages, m.PinCounters, m.Pins, m.Roles, m.Settings, m.Sources, m.Switches, m.Uniques,
 		m.Unpinned, m.Vips, m.Vrids, m.VrrpCounters,
 	}
 }
@@ -239,6 +240,11 @@ func (d *Dataplane) takeInto(o *object) error {
 		return fmt.Errorf("sort out maps and programs: %w", err)
 	}
 	d.maps, d.egress, d.ingress, d.ack = objects.pinnedMaps, objects.Egress, objects.Ingress, objects.Ack
+	if fresh[bpf.DataplaneMapSwitches] != nil { // before anybody else finds it
+		if err := d.takeSwitches(); err != nil {
+			return err
+		}
+	}
 	for name, m := range fresh {
 		if err := pinAside(m, filepath.Join(d.dir, name)); err != nil {
 			return err

@@ -35,6 +35,7 @@ type Fastpath struct {
 	forward *ebpf.Program // XDP; nil after OpenFastpath
 	learn   *ebpf.Program // tc egress; nil after OpenFastpath
 	tracer  *fastTracer   // nil: this kernel cannot
+	virtual virtualMACs
 
 	mu      sync.Mutex              // guards what follows, and Attach as a whole
 	named   []string                // as Attach was told last
@@ -98,7 +99,7 @@ func (f *Fastpath) Close() error {
 
 func (m *fastMaps) all() []*ebpf.Map {
 	return []*ebpf.Map{
-		m.Fast4, m.Fast6, m.State, m.Devices, m.FarDevices, m.Places, m.Out,
+		m.Fast4, m.Fast6, m.State, m.Devices, m.FarDevices, m.Places, m.Virtual, m.Out,
 		m.Hops, m.HopNumbers, m.HopLast, m.Counters, m.Refusals, m.Asks,
 	}
 }

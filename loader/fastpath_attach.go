@@ -21,7 +21,10 @@ import (
 // drain is how long a packet that XDP had decided on may take to its device.
 const drain = 20 * time.Millisecond
 
-type fastDeviceValue = bpf.FastpathFastDevice
+type (
+	fastDeviceValue = bpf.FastpathFastDevice
+	fastPlaceValue  = bpf.FastpathFastPlace
+)
 
 // attach puts the programs on the interfaces that are named, and writes down for
 // the programs which of them take part. What is there and is to go is closed
@@ -46,7 +49,7 @@ func (f *Fastpath) attach(scene fastScene) ([]policy.FastpathDevice, error) {
 		return nil, fmt.Errorf("detach the fast path: %w", err)
 	}
 	f.meetRules(&scene, devices)
-	if err := f.enter(devices); err != nil {
+	if err := f.enter(&scene, devices); err != nil {
 		return nil, fmt.Errorf("attach the fast path: %w", err)
 	}
 	f.tell(devices)
@@ -216,9 +219,9 @@ func (f *Fastpath) retire(devices []*fastDevice) error {
 
 // enter writes down the devices that take part: where packets of theirs come in
 // and go out, and at last that theirs are looked at.
-func (f *Fastpath) enter(devices []*fastDevice) error {
+func (f *Fastpath) enter(scene *fastScene, devices []*fastDevice) error {
 	changed := false
-	places := make(map[uint32]uint32)
+	places := make(map[uint32]fastPlaceValue)
 	for _, d := range devices {
 		if d.Refused != "" {
 			continue
@@ -234,11 +237,14 @@ func (f *Fastpath) enter(devices []*fastDevice) error {
 			f.numbers[d.Ifindex], changed = number, true
 		}
 		for ifindex, place := range d.places {
-			places[uint32(ifindex)] = place.number(number)
+			places[uint32(ifindex)] = fastPlaceValue{Number: place.number(number), Below: uint32(place.below)}
 		}
 	}
 	moved, err := f.putPlaces(places)
 	if err != nil {
+		return err
+	}
+	if err := f.placeVirtual(f.virtualPlaces(scene, devices)); err != nil {
 		return err
 	}
 	for _, d := range devices {
@@ -279,8 +285,8 @@ func (f *Fastpath) freeNumber() uint8 {
 }
 
 // putPlaces makes fast_places what is given: first what is wrong goes.
-func (f *Fastpath) putPlaces(want map[uint32]uint32) (changed bool, err error) {
-	now, err := readMap[uint32, uint32](f.maps.Places)
+func (f *Fastpath) putPlaces(want map[uint32]fastPlaceValue) (changed bool, err error) {
+	now, err := readMap[uint32, fastPlaceValue](f.maps.Places)
 	if err != nil {
 		return false, err
 	}

@@ -225,7 +225,7 @@ func (f *Fastpath) begin() error {
 	if f.numbers, err = f.readNumbers(); err != nil {
 		return err
 	}
-	if err := f.clearDevices(); err != nil {
+	if err := errors.Join(f.clearDevices(), f.clearVirtual()); err != nil {
 		return err
 	}
 	if f.tables, err = mapFastTables(&f.maps); err != nil {

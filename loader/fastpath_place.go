@@ -14,11 +14,14 @@ type fastPlace struct {
 	device  int // ifindex
 	vlan    policy.VLAN
 	service bool // the outer tag is 802.1ad
+	virtual bool // to a macvlan's MAC
+	below   int  // ifindex of what a macvlan is on; else its own
 }
 
 // Of a place, in bpf/fast_types.h.
 const (
 	placeService = 0x40000000 // FAST_8021AD
+	fastVirtual  = 0x20000000
 	placeDevice  = 24
 	placeOuter   = 12
 )
@@ -28,6 +31,9 @@ func (p fastPlace) number(device uint8) uint32 {
 	n := uint32(device)<<placeDevice | uint32(p.vlan.Outer)<<placeOuter | uint32(p.vlan.Inner)
 	if p.service {
 		n |= placeService
+	}
+	if p.virtual {
+		n |= fastVirtual
 	}
 	return n
 }
@@ -47,6 +53,7 @@ func placesOn(devices map[int]bool, links map[int]netlink.Link) map[int]fastPlac
 // placeOf walks down from an interface, so that the inner tag comes first. A
 // third tag, a priority tag, or an inner one by 802.1ad is not for the programs.
 func placeOf(ifindex int, devices map[int]bool, links map[int]netlink.Link) (place fastPlace, ok bool) {
+	place.below = ifindex
 	for range tagsMax {
 		if devices[ifindex] {
 			place.device = ifindex
@@ -56,14 +63,20 @@ func placeOf(ifindex int, devices map[int]bool, links map[int]netlink.Link) (pla
 		if link == nil {
 			return place, false
 		}
-		if vlan, isVLAN := link.(*netlink.Vlan); isVLAN {
+		parent := taggingOf(link).parent
+		vlan, isVLAN := link.(*netlink.Vlan)
+		if isVLAN {
 			if place.vlan.Inner != 0 || place.service || vlan.VlanId == 0 {
 				return place, false
 			}
 			place.vlan = policy.VLAN{Outer: uint16(vlan.VlanId), Inner: place.vlan.Outer}
 			place.service = vlan.VlanProtocol == netlink.VLAN_PROTOCOL_8021AD
 		}
-		if ifindex = taggingOf(link).parent; ifindex == 0 {
+		place.virtual = place.virtual || link.Type() == "macvlan" || link.Type() == "macvtap"
+		if !isVLAN && place.below == ifindex {
+			place.below = parent
+		}
+		if ifindex = parent; ifindex == 0 {
 			return place, false
 		}
 	}

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -61,12 +62,13 @@ func mustAttachWith(t *testing.T, f *Fastpath, names []string, more ...netlink.L
 // TestFastpathPlaces: where packets of an interface come in, as the programs
 // write it into a key (bpf/fast_types.h).
 func TestFastpathPlaces(t *testing.T) {
-	const eth, vlan, inner, third, service, customer, both, priority, macvlan, other, onOther, nowhere = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+	const eth, vlan, inner, third, service, customer, both, priority, macvlan, other, onOther, nowhere, onMac, lent = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
 	links := linksByIndex(deviceAt(eth, "eth0"), deviceAt(other, "eth1"),
 		vlanOn(vlan, eth, 2, ieee8021Q), vlanOn(inner, vlan, 3, ieee8021Q), vlanOn(third, inner, 4, ieee8021Q),
 		vlanOn(service, eth, 0xabc, ieee8021AD), vlanOn(customer, service, 0xdef, ieee8021Q), vlanOn(both, service, 5, ieee8021AD),
 		vlanOn(priority, eth, 0, ieee8021Q), macvlanOn(macvlan, vlan), vlanOn(onOther, other, 2, ieee8021Q),
-		vlanOn(nowhere, 77, 2, ieee8021Q))
+		vlanOn(nowhere, 77, 2, ieee8021Q), vlanOn(onMac, macvlan, 9, ieee8021Q),
+		&netlink.IPVlan{LinkAttrs: netlink.LinkAttrs{Index: lent, Name: "lent", ParentIndex: eth, NetNsID: -1}})
 	places := placesOn(map[int]bool{eth: true}, links)
 	want := map[int]uint32{
 		eth:      7 << 24,
@@ -74,11 +76,18 @@ func TestFastpathPlaces(t *testing.T) {
 		inner:    7<<24 | 2<<12 | 3,
 		service:  0x40000000 | 7<<24 | 0xabc<<12,
 		customer: 0x40000000 | 7<<24 | 0xabc<<12 | 0xdef,
-		macvlan:  7<<24 | 2<<12,
+		macvlan:  0x20000000 | 7<<24 | 2<<12,
+		onMac:    0x20000000 | 7<<24 | 2<<12 | 9,
+		lent:     7 << 24,
 	}
+	below := map[int]int{macvlan: vlan, lent: eth}
 	for ifindex, number := range want {
-		if place, ok := places[ifindex]; !ok || place.device != eth || place.number(7) != number {
+		place, ok := places[ifindex]
+		if !ok || place.device != eth || place.number(7) != number {
 			t.Errorf("%d: %+v (%v), number %x, want %x", ifindex, place, ok, place.number(7), number)
+		}
+		if want := cmp.Or(below[ifindex], ifindex); place.below != want {
+			t.Errorf("%d is on %d, want %d", ifindex, place.below, want)
 		}
 		delete(places, ifindex)
 	}
@@ -116,12 +125,12 @@ func TestFastpathVLANs(t *testing.T) {
 		if len(devices) != 1 || devices[0].Mode != "native" || len(devices[0].VLANs) != len(step.more) {
 			t.Fatalf("step %d: %+v", i, devices)
 		}
-		places, err := readMap[uint32, uint32](f.maps.Places)
+		places, err := readMap[uint32, fastPlaceValue](f.maps.Places)
 		if err != nil || len(places) != len(step.want) {
 			t.Errorf("step %d: places %x, %v, want %x", i, places, err, step.want)
 		}
 		for ifindex, place := range step.want {
-			if places[ifindex] != place {
+			if places[ifindex] != (fastPlaceValue{Number: place, Below: ifindex}) {
 				t.Errorf("step %d: places %x, want %x", i, places, step.want)
 			}
 		}

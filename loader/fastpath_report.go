@@ -127,7 +127,7 @@ func (f *Fastpath) devices() ([]policy.FastpathDevice, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.forward != nil {
-		return f.shown, nil
+		return f.withVirtual(f.shown), nil
 	}
 	scene, err := lookAround()
 	if err != nil {

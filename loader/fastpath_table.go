@@ -26,6 +26,7 @@ type fastMaps struct {
 	Devices    *ebpf.Map `ebpf:"fast_devices"`
 	FarDevices *ebpf.Map `ebpf:"fast_far_devices"`
 	Places     *ebpf.Map `ebpf:"fast_places"`
+	Virtual    *ebpf.Map `ebpf:"fast_virtual"`
 	Out        *ebpf.Map `ebpf:"fast_out"`
 	Hops       *ebpf.Map `ebpf:"fast_hops"`
 	HopNumbers *ebpf.Map `ebpf:"fast_hop_numbers"`

@@ -46,7 +46,7 @@ func benchTables(b *testing.B, flows int) (*Fastpath, []policy.FlowKey) {
 		e.Fate = fastFate{NewPorts: fastPorts(&out), Pin: 1, Generation: f.tables.generation(), Until: now + 1<<20, PacketsSeen: 1<<16 | uint64(uint16(now))}
 	}
 	for ifindex, place := range []uint32{1 << 24, 2 << 24} {
-		if err := f.maps.Places.Put(uint32(ifindex+1), place); err != nil {
+		if err := f.maps.Places.Put(uint32(ifindex+1), fastPlaceValue{Number: place}); err != nil {
 			b.Fatal(err)
 		}
 	}

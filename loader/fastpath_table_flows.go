@@ -219,16 +219,16 @@ func (t *fastTables) forgetAmong(ended []policy.FlowKey) {
 
 // allPlaces are those where packets can come in, each once.
 func (f *Fastpath) allPlaces() ([]uint32, error) {
-	content, err := readMap[uint32, uint32](f.maps.Places)
+	content, err := readMap[uint32, fastPlaceValue](f.maps.Places)
 	if err != nil {
 		return nil, err
 	}
 	seen := make(map[uint32]bool)
 	var list []uint32
 	for _, place := range content {
-		if !seen[place] {
-			seen[place] = true
-			list = append(list, place)
+		if !seen[place.Number] {
+			seen[place.Number] = true
+			list = append(list, place.Number)
 		}
 	}
 	return list, nil

@@ -120,10 +120,11 @@ func TestFastpathAttach(t *testing.T) {
 	}
 	for _, ifindex := range []int{lan, wan} {
 		device := numbers[uint32(ifindex)]
-		var out, place uint32
+		var out uint32
+		var place fastPlaceValue
 		err := errors.Join(f.maps.Out.Lookup(uint32(device.Number), &out), f.maps.Places.Lookup(uint32(ifindex), &place))
-		if device.Number == 0 || err != nil || out != uint32(ifindex) || place != uint32(device.Number)<<24 {
-			t.Errorf("device %+v leads to %d, place %x, %v", device, out, place, err)
+		if device.Number == 0 || err != nil || out != uint32(ifindex) || place != (fastPlaceValue{Number: uint32(device.Number) << 24, Below: uint32(ifindex)}) {
+			t.Errorf("device %+v leads to %d, place %+v, %v", device, out, place, err)
 		}
 	}
 	if got := numbers[uint32(wan)].Mac; string(got[:]) != string(wanLink.Attrs().HardwareAddr) {

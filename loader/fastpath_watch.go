@@ -91,6 +91,7 @@ type fastFeed struct {
 	// seed makes up for what was missed, once the subscription stands.
 	seed func() error
 	take func([]netlink.Message)
+	lost func() // nothing is known until it stands again
 
 	conn *netlink.Conn
 	open chan struct{} // conn is a new one
@@ -102,14 +103,17 @@ func (w *fastWatch) open() error {
 		what: "routes, links, addresses and neighbours", family: unix.NETLINK_ROUTE, groups: rtnetlinkGroups,
 		seed: func() error { return f.routesLost(routes) },
 		take: func(messages []netlink.Message) { f.routesChanged(routes, messages) },
+		lost: func() { f.holdVirtual(nil); f.tables.bump() },
 	}, {
 		what: "the firewall", family: unix.NETLINK_NETFILTER, groups: []uint32{unix.NFNLGRP_NFTABLES},
 		seed: func() error { f.rulesChanged(); return nil },
 		take: func([]netlink.Message) { f.rulesChanged() },
+		lost: f.tables.bump,
 	}, {
 		what: "IPsec policies", family: unix.NETLINK_XFRM, groups: xfrmGroups,
 		seed: func() error { f.tables.bump(); return nil },
 		take: func([]netlink.Message) { f.tables.bump() },
+		lost: f.tables.bump,
 	}}
 	for i, feed := range w.feeds {
 		feed.open = make(chan struct{}, 1)
@@ -165,7 +169,7 @@ func (w *fastWatch) follow(ctx context.Context, feed *fastFeed) error {
 			return nil
 		}
 		_ = conn.Close()
-		w.fastpath.tables.bump()
+		feed.lost()
 		if !errors.Is(err, unix.ENOBUFS) {
 			w.fastpath.log.Warn("following changes for the fast path failed, trying again", "of", feed.what, "error", err)
 			if !rest(ctx, fastReopen) {

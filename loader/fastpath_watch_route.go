@@ -16,6 +16,7 @@ type routeView struct {
 	links map[linkKey]linkFacts
 	addrs map[addrKey]uint32 // flags and scope
 	neigh map[neighKey]mac
+	moved bool // links or addresses, since somebody asked who holds what
 }
 
 type mac [6]byte
@@ -81,9 +82,13 @@ func (v *routeView) take(m netlink.Message) (changed bool, gone *mac) {
 	data := m.Data
 	switch kind := m.Header.Type; kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return len(data) < unix.SizeofIfInfomsg || v.link(data, kind == unix.RTM_DELLINK), nil
+		changed = len(data) < unix.SizeofIfInfomsg || v.link(data, kind == unix.RTM_DELLINK)
+		v.moved = v.moved || changed
+		return changed, nil
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return len(data) < unix.SizeofIfAddrmsg || v.addr(data, kind == unix.RTM_DELADDR), nil
+		changed = len(data) < unix.SizeofIfAddrmsg || v.addr(data, kind == unix.RTM_DELADDR)
+		v.moved = v.moved || changed
+		return changed, nil
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		if len(data) < unix.SizeofNdMsg {
 			return true, nil
@@ -226,7 +231,9 @@ func routeAttributes(data []byte) func(yield func(kind uint16, value []byte) boo
 // routesLost reads all anew.
 func (f *Fastpath) routesLost(view *routeView) error {
 	defer f.tables.bump()
-	return view.seed()
+	err := view.seed()
+	f.holdVirtual(view.held())
+	return err
 }
 
 // routesChanged does what messages ask for.
@@ -239,6 +246,9 @@ func (f *Fastpath) routesChanged(view *routeView, messages []netlink.Message) {
 		if mac != nil {
 			gone = append(gone, *mac)
 		}
+	}
+	if view.moved { // before the generation: nothing is to be learnt for a MAC that went
+		f.holdVirtual(view.held())
 	}
 	if bump {
 		f.tables.bump()

@@ -76,6 +76,7 @@ func observed(links []netlink.Link, addrs []netlink.Addr) policy.Observed {
 			Name:   attrs.Name,
 			Kind:   link.Type(),
 			Parent: tags[attrs.Index].parent,
+			Master: attrs.MasterIndex,
 			VLAN:   resolveTags(tags, attrs.Index),
 			Up:     isUp(attrs.RawFlags),
 			HasL2:  hasL2(attrs.EncapType),

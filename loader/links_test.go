@@ -58,7 +58,8 @@ func TestObservedSaysWhatTheKernelLists(t *testing.T) {
 	loopback.EncapType = "loopback"
 	down.RawFlags = 0
 	noCarrier.RawFlags = unix.IFF_UP
-	moved.NetNsID = 3 // ifindex 2 is one of another namespace
+	moved.NetNsID = 3          // ifindex 2 is one of another namespace
+	noCarrier.MasterIndex = 10 // a bridge's port
 	tunnel := linkAttrs(8, "wg0", 0)
 	tunnel.EncapType = "none"
 	got := observed([]netlink.Link{
@@ -86,7 +87,7 @@ func TestObservedSaysWhatTheKernelLists(t *testing.T) {
 		{Index: 4, Name: "vrrp.10", Kind: "macvlan", Parent: 3, VLAN: policy.VLAN{Outer: 20}, Up: true, HasL2: true,
 			Addrs: []policy.Addr{{Prefix: prefix("2001:db8::2/128"), Deprecated: true}}},
 		{Index: 5, Name: "veth0", Kind: "veth", HasL2: true},
-		{Index: 6, Name: "eth1", Kind: "device", HasL2: true},
+		{Index: 6, Name: "eth1", Kind: "device", Master: 10, HasL2: true},
 		{Index: 7, Name: "eth9.5", Kind: "vlan", VLAN: policy.VLAN{Outer: 5}, Up: true, HasL2: true},
 		{Index: 8, Name: "wg0", Kind: "wireguard", Up: true},
 		{Index: 9, Name: "eth2", Kind: "device", HasL2: true},

@@ -50,13 +50,13 @@ func TestMarksTraffic(t *testing.T) {
 		t.Errorf("a forwarded port counted: %+v", after)
 	}
 
-	if err := d.SetEnabled(1, false, policy.EnabledByToggle); err != nil {
+	if err := switchPin(d, 1, false); err != nil {
 		t.Fatal(err)
 	}
 	off := l.dial(t, "off", "udp4", "192.168.1.10:43001")
 	mustAsk(t, off)
 	_ = off.conn.Close()
-	if err := d.SetEnabled(1, true, policy.EnabledByToggle); err != nil {
+	if err := switchPin(d, 1, true); err != nil {
 		t.Fatal(err)
 	}
 	if output, err := exec.Command("conntrack", "-D", "-p", "udp", "--orig-port-src", "43001").CombinedOutput(); err != nil {

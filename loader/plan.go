@@ -86,7 +86,7 @@ func (d *Dataplane) keepUsed(now, want content) error {
 	}
 	for id, pin := range now.pins {
 		if _, ok := want.pins[id]; !ok && pins[id] {
-			pin.Flags = pin.Flags&^pinEnabled | pinRetired
+			pin.Flags |= pinRetired
 			want.pins[id] = pin
 		}
 	}
@@ -205,7 +205,7 @@ func (c *convergence) fill() error {
 	leaving := make(map[uint32]pinValue)
 	for id, pin := range c.now.pins {
 		if _, ok := c.want.pins[id]; !ok {
-			pin.Flags = pin.Flags&^pinEnabled | pinRetired
+			pin.Flags |= pinRetired
 			leaving[id] = pin
 		}
 	}
@@ -214,6 +214,7 @@ func (c *convergence) fill() error {
 		func() error { return put(maps.Groups, c.now.groups, c.want.groups) },
 		func() error { return put(maps.Pins, c.now.pins, c.want.pins) },
 		func() error { return put(maps.Pins, c.now.pins, leaving) },
+		func() error { return c.d.putSwitches(c.now.switches, c.want.switches) },
 		func() error { return put(maps.Vips, c.now.vips, c.want.vips) },
 		func() error { return put(maps.Sources, c.now.sources, c.want.sources) },
 		func() error { return put(maps.Vrids, c.now.vrids, c.want.vrids) },

@@ -169,11 +169,8 @@ func TestPinLeaves(t *testing.T) {
 	if rows, err := d.PinStatus(); err != nil || len(rows) != 0 {
 		t.Errorf("rows %+v, %v, want none", rows, err)
 	}
-	if err := d.SetEnabled(1, true, policy.EnabledByToggle); err != nil {
-		t.Fatal(err)
-	}
-	if mustPlanned(t, d).Pins[0].Enabled {
-		t.Error("a retired pin was switched on")
+	if err := switchPin(d, 1, true); err == nil || mustPlanned(t, d).Pins[0].Enabled {
+		t.Errorf("a retired pin was switched on (%v)", err)
 	}
 	if err := d.maps.ByLocal.Delete(key); err != nil {
 		t.Fatal(err)
@@ -209,7 +206,7 @@ func TestPinState(t *testing.T) {
 	if err := errors.Join(d.maps.PinCounters.Put(pinCounters, sevens()), d.maps.PinCounters.Put(off, sevens())); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.SetEnabled(1, false, policy.EnabledByToggle); err != nil {
+	if err := switchPin(d, 1, false); err != nil {
 		t.Fatal(err)
 	}
 	testMapping(t, d, 4000)
@@ -233,9 +230,6 @@ func TestPinState(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, flows, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
-	}
-	if err := d.SetEnabled(2, true, policy.EnabledByToggle); err == nil {
-		t.Error("switched a pin that is not there")
 	}
 	if counters, err := d.VRRPCounters(); err != nil || len(counters) != int(vrrpCounters) {
 		t.Errorf("VRRP counters %v, %v", counters, err)

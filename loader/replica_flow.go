@@ -55,10 +55,11 @@ func (x *flowReader) read(e *conntrack.Flow) skipReason {
 	if x.options.scope != policy.ScopeAll && !x.flow.NATed() {
 		return skipScope
 	}
-	if e.Status&conntrack.SeenReply != 0 {
+	bits := seenStatus(e)
+	if bits&conntrack.SeenReply != 0 {
 		x.flow.Bits |= policy.FlowSeenReply
 	}
-	if e.Status&conntrack.Assured != 0 {
+	if bits&conntrack.Assured != 0 {
 		x.flow.Bits |= policy.FlowAssured
 	}
 	if e.TCP != nil {
@@ -68,6 +69,16 @@ func (x *flowReader) read(e *conntrack.Flow) skipReason {
 		x.readExtra(e)
 	}
 	return 0
+}
+
+// seenStatus is what conntrack has seen of a flow, or would have if no flow table
+// kept the packets from it: a UDP flow that is answered there lasts like a stream, and
+// never becomes assured.
+func seenStatus(e *conntrack.Flow) conntrack.Status {
+	if e.Status&conntrack.Offload != 0 && e.Status&conntrack.SeenReply != 0 {
+		return e.Status | conntrack.Assured
+	}
+	return e.Status
 }
 
 // leavesOut tells by protocol and addresses alone whether a flow is not told:

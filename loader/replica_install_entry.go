@@ -174,7 +174,11 @@ func (w *installing) timeout(x *installer) time.Duration {
 		return x.standby // no packet prolongs it
 	case x.ordinary != nil:
 		tcp, sctp := w.state()
-		return x.ordinary.of(f.Proto, status(f), tcp, sctp)
+		bits := status(f)
+		if bits&conntrack.SeenReply != 0 { // no UDP stream is assured that a flow table has had, see seenStatus
+			bits |= conntrack.Assured
+		}
+		return x.ordinary.of(f.Proto, bits, tcp, sctp)
 	case f.Proto == unix.IPPROTO_TCP && tcpState(f) >= conntrack.TCPLastAck:
 		return max(f.Timeout, leastTimeout)
 	}

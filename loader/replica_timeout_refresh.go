@@ -124,9 +124,10 @@ type normaliser struct {
 	begun    time.Time // since the last rest
 }
 
-// due is the timeout that an entry is to get; 0: the one it has.
+// due is the timeout that an entry is to get; 0: the one it has. A flow table sees to
+// its flows itself, and does not tell.
 func (n *normaliser) due(flow *conntrack.Flow) time.Duration {
-	if flow.Status&conntrack.FixedTimeout != 0 {
+	if flow.Status&(conntrack.FixedTimeout|conntrack.Offload) != 0 {
 		return 0
 	}
 	ordinary := n.ordinary.of(flow.Orig.Proto, flow.Status, flow.TCP, flow.SCTP)

@@ -31,7 +31,7 @@ func (c content) nameOnlyPins() {
 
 // mayRest tells whether nothing that passes an interface could be pinned.
 func (c content) mayRest(iface ifaceValue) bool {
-	if iface.Pin == 0 || c.pins[iface.Pin].Flags&pinEnabled != 0 {
+	if iface.Pin == 0 || c.switches.on(iface.Pin) {
 		return false
 	}
 	for _, everybody := range []string{"0.0.0.0/0", "::/0"} {
@@ -40,7 +40,7 @@ func (c content) mayRest(iface ifaceValue) bool {
 		}
 	}
 	for key, pin := range c.sources {
-		if key.Slot == iface.Slot && pin != iface.Pin {
+		if key.Slot == iface.Slot && pin != iface.Pin && !isNumberKey(key) {
 			return false
 		}
 	}
@@ -77,7 +77,11 @@ func (r *rester) look() error {
 	if err != nil {
 		return err
 	}
-	if !anyOff(pins) { // the rest reads all, and waits for whoever applies a plan
+	all, err := r.d.readSwitches()
+	if err != nil {
+		return err
+	}
+	if !anyOff(pins, all) { // the rest reads all, and waits for whoever applies a plan
 		r.before = nil
 		return nil
 	}
@@ -121,24 +125,21 @@ func (r *rester) look() error {
 	return r.d.putIfaces(now.ifaces, want)
 }
 
-func anyOff(pins map[uint32]pinValue) bool {
-	for _, pin := range pins {
-		if pin.Flags&pinEnabled == 0 {
+func anyOff(pins map[uint32]pinValue, all *switches) bool {
+	for id := range pins {
+		if !all.on(id) {
 			return true
 		}
 	}
 	return false
 }
 
-// wake makes the programs look at the packets of a pin's interface again. Until
-// Settle, or the next Apply, has noted the flows that live, none is pinned.
-func (d *Dataplane) wake(pin uint32) error {
-	now, err := d.content()
-	if err != nil {
-		return err
-	}
+// wake makes the programs look again at the packets of interfaces that rest, whose
+// pins are to go on. Until settle has noted the flows that live, none is pinned.
+func (d *Dataplane) wake(now content, pins map[uint32]bool) error {
+	awake := make(map[uint32]ifaceValue)
 	for ifindex, iface := range now.ifaces {
-		if iface.Pin != pin || iface.Resting == 0 {
+		if iface.Resting == 0 || !pins[iface.Pin] {
 			continue
 		}
 		for key := range now.uniques {
@@ -148,47 +149,48 @@ func (d *Dataplane) wake(pin uint32) error {
 			if err := d.maps.Uniques.Put(key, uniqueNew); err != nil {
 				return fmt.Errorf("write map uniques: %w", err)
 			}
+			now.uniques[key] = uniqueNew
 		}
 		iface.Resting = 0
-		if err := d.putIfaces(now.ifaces, map[uint32]ifaceValue{ifindex: iface}); err != nil {
-			return err
-		}
+		awake[ifindex] = iface
 	}
-	return nil
+	return d.putIfaces(now.ifaces, awake)
 }
 
-// Settle notes the flows that lived when a pin was switched on, which ends the
-// time in which no flow is pinned on the addresses concerned. It takes about 3 ms
-// for every 1,000 connections of the router; without such an address, nothing.
-func (d *Dataplane) Settle() error {
-	unlock, err := lockDir(d.dir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	now, err := d.content()
-	if err != nil {
-		return fmt.Errorf("settle: %w", err)
-	}
-	shown := make(map[uint32]bool) // slots whose packets the programs see
-	for ifindex, iface := range now.ifaces {
-		on, err := d.attached(int(ifindex))
-		if err != nil {
-			return fmt.Errorf("settle: %w", err)
-		}
-		shown[iface.Slot] = on
+// settle notes the flows that live on the interfaces of pins that are to go on, as
+// far as the programs were not shown them: the pins are off still, so from here on
+// the programs note what begins.
+func (d *Dataplane) settle(now content, pins map[uint32]bool) error {
+	slots := make(map[uint32]bool)
+	for id, on := range pins {
+		slots[now.pins[id].Slot] = slots[now.pins[id].Slot] || on
 	}
 	var fresh []slotAddr
-	for key, state := range now.uniques {
-		if state != uniqueKnown && shown[key.Slot] {
-			fresh = append(fresh, key)
+	for ifindex, iface := range now.ifaces {
+		unsettled := now.unsettled(iface.Slot)
+		if !slots[iface.Slot] || len(unsettled) == 0 {
+			continue
+		}
+		on, err := d.attached(int(ifindex))
+		if err != nil {
+			return err
+		}
+		if on { // else Apply does it, once the programs are there
+			fresh = append(fresh, unsettled...)
 		}
 	}
 	step := convergence{d: d, now: now, want: now}
-	if err := step.release(fresh); err != nil {
-		return fmt.Errorf("settle: %w", err)
+	return step.release(fresh)
+}
+
+// unsettled are the addresses in a slot on which flows may live that are not noted.
+func (c content) unsettled(slot uint32) (keys []slotAddr) {
+	for key, state := range c.uniques {
+		if key.Slot == slot && state != uniqueKnown {
+			keys = append(keys, key)
+		}
 	}
-	return nil
+	return keys
 }
 
 // nearIfaces is NEAR_IFACES in bpf/maps.h: a smaller ifindex has its place in

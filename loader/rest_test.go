@@ -64,11 +64,14 @@ func TestRestingInterface(t *testing.T) {
 	if !l.resting(t, d) {
 		t.Error("a plan that changes nothing woke the interface")
 	}
-	if err := d.SetEnabled(1, true, policy.EnabledByToggle); err != nil {
+	// Switch, step by step.
+	now, err := d.content()
+	on := map[uint32]bool{1: true}
+	if err := errors.Join(err, d.wake(now, on)); err != nil {
 		t.Fatal(err)
 	}
 	if l.resting(t, d) {
-		t.Error("it rests although its pin is on")
+		t.Error("it rests although its pin goes on")
 	}
 	// An earlier flow on the tuple of one that lives was noted before the rest.
 	stale := newFlowKey(1, unix.IPPROTO_UDP, netip.MustParseAddrPort(unique+":41001"), netip.MustParseAddrPort("198.51.100.9:7777"))
@@ -77,21 +80,26 @@ func TestRestingInterface(t *testing.T) {
 	}
 	between := l.dial(t, "between", "udp4", "192.168.1.11:41001")
 	mustAsk(t, between, tcp)
-	if err := d.Settle(); err != nil {
+	if err := d.settle(now, on); err != nil {
 		t.Fatal(err)
 	}
 	var renewed leftAlone
 	if err := d.maps.Unpinned.Lookup(stale, &renewed); err != nil || renewed.Conntrack != 0 || renewed.Pin != 1 {
 		t.Errorf("the note of an earlier flow is %+v (%v)", renewed, err)
 	}
+	settled := l.dial(t, "settled", "udp4", "192.168.1.10:41003")
+	mustAsk(t, settled)
+	if err := switchPin(d, 1, true); err != nil {
+		t.Fatal(err)
+	}
 	after := l.dial(t, "after", "udp4", "192.168.1.11:41002")
-	mustAsk(t, tcp, udp, between, after)
-	for name, want := range map[string]string{"resting tcp": unique, "resting udp": unique, "between": unique, "after": vip} {
+	mustAsk(t, tcp, udp, between, settled, after)
+	for name, want := range map[string]string{"resting tcp": unique, "resting udp": unique, "between": unique, "settled": unique, "after": vip} {
 		if got := l.source(t, name).Addr().String(); got != want {
 			t.Errorf("%s came from %s, want %s", name, got, want)
 		}
 	}
-	if err := d.SetEnabled(1, false, policy.EnabledByToggle); err != nil {
+	if err := switchPin(d, 1, false); err != nil {
 		t.Fatal(err)
 	}
 	l.rest(t, d, false) // a mapping lives
@@ -139,6 +147,10 @@ func TestMayRest(t *testing.T) {
 			second.ID, second.Name, second.VIPs = 2, "second", nil
 			p.Pins = append(p.Pins, second)
 		}, false},
+		"numbers of marks": {func(p *policy.Plan) {
+			none := policy.PlanSource{Prefix: netip.MustParsePrefix("::/128")}
+			p.Interfaces[0].Sources = append(p.Interfaces[0].Sources, none)
+		}, true},
 		"watched only": {func(p *policy.Plan) { p.Interfaces[0].Slot = 0 }, false},
 	} {
 		plan := onePin(1, "wan0", false)

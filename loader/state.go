@@ -44,37 +44,6 @@ func (d *Dataplane) settings() (value bpf.DataplaneSettings, err error) {
 	return value, nil
 }
 
-// SetEnabled switches a pin on or off and says by whose word. Living flows are
-// not touched. A pin that is switched on pins after the next Settle or Apply.
-func (d *Dataplane) SetEnabled(pin uint32, on bool, by policy.EnabledBy) error {
-	unlock, err := lockDir(d.dir) // Apply writes the same field
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	value, err := d.pin(pin)
-	if err != nil {
-		return err
-	}
-	value.Flags &^= pinEnabled | pinToggled
-	if on && value.Flags&pinRetired == 0 {
-		value.Flags |= pinEnabled
-	}
-	if by == policy.EnabledByToggle {
-		value.Flags |= pinToggled
-	}
-	if err := d.maps.Pins.Put(pin, value); err != nil {
-		return fmt.Errorf("switch pin %d: %w", pin, err)
-	}
-	if value.Flags&pinEnabled == 0 {
-		return nil
-	}
-	if err := d.wake(pin); err != nil {
-		return fmt.Errorf("switch pin %d: %w", pin, err)
-	}
-	return nil
-}
-
 func (d *Dataplane) pin(id uint32) (value pinValue, err error) {
 	if id >= maxPins {
 		return value, fmt.Errorf("there is no pin %d", id)

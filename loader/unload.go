@@ -79,33 +79,6 @@ func (d *Dataplane) Unload(force bool) (UnloadReport, error) {
 	return report, nil
 }
 
-// disablePins keeps new mappings from being made. restore undoes it.
-func (d *Dataplane) disablePins() (restore func() error, err error) {
-	changed := make(map[uint32]pinValue)
-	restore = func() error {
-		var errs []error
-		for id, pin := range changed {
-			errs = append(errs, d.maps.Pins.Put(id, pin))
-		}
-		return errors.Join(errs...)
-	}
-	pins, err := d.usedPins()
-	if err != nil {
-		return restore, err
-	}
-	for id, pin := range pins {
-		if pin.Flags&pinEnabled == 0 {
-			continue
-		}
-		changed[id] = pin
-		pin.Flags &^= pinEnabled
-		if err := d.maps.Pins.Put(id, pin); err != nil {
-			return restore, fmt.Errorf("switch pin %d off: %w", id, err)
-		}
-	}
-	return restore, nil
-}
-
 // converter turns mappings into native conntrack entries.
 type converter struct {
 	d        *Dataplane
@@ -359,7 +332,7 @@ func (c *converter) native(what *conversion) conntrack.Entry {
 	flow := what.flow
 	entry := conntrack.Entry{
 		Orig: flow.Orig, NATSrc: endAddrPort(what.end.Addr.Word, what.end.Port),
-		Timeout: max(flow.Timeout, time.Second), Status: flow.Status, Mark: flow.Mark, TCP: flow.TCP, SCTP: flow.SCTP,
+		Timeout: max(flow.Timeout, time.Second), Status: seenStatus(flow), Mark: flow.Mark, TCP: flow.TCP, SCTP: flow.SCTP,
 	}
 	if flow.Status&conntrack.DstNAT != 0 { // port-forwarded elsewhere as well
 		entry.NATDst = flow.Reply.Source()
@@ -368,7 +341,7 @@ func (c *converter) native(what *conversion) conntrack.Entry {
 		if flow.Orig.Proto == unix.IPPROTO_TCP {
 			entry.TCP = &conntrack.TCP{State: conntrack.TCPEstablished}
 		}
-		entry.Timeout = c.ordinary.of(flow.Orig.Proto, flow.Status, entry.TCP, nil)
+		entry.Timeout = c.ordinary.of(flow.Orig.Proto, entry.Status, entry.TCP, nil)
 	}
 	return entry
 }

@@ -33,7 +33,7 @@ func TestBornBefore(t *testing.T) {
 	l.plan(t, d, true)
 	newTCP, newUDP := l.dial(t, "new tcp", "tcp4", "192.168.1.11:41000"), l.dial(t, "new udp", "udp4", "192.168.1.11:41001")
 	mustAsk(t, oldTCP, oldUDP, newTCP, newUDP)
-	if err := d.SetEnabled(1, false, policy.EnabledByToggle); err != nil {
+	if err := switchPin(d, 1, false); err != nil {
 		t.Fatal(err)
 	}
 	offUDP := l.dial(t, "off udp", "udp4", "192.168.1.11:41002")

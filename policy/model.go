@@ -90,6 +90,7 @@ type Link struct {
 	Name   string
 	Kind   string // "vlan", "macvlan", "veth", "device", …
 	Parent int    // ifindex of the lower device of a VLAN or macvlan, else 0
+	Master int    // ifindex of the bridge, bond or VRF that it is a port of, else 0
 	VLAN   VLAN   // tags between this interface and the wire
 	Up     bool   // administratively up and with a carrier
 	HasL2  bool   // frames begin with an Ethernet header

@@ -44,6 +44,8 @@ type FastpathDevice struct {
 	VLANs     []VLAN   `json:"vlans"`   // tags of the VLANs on it
 	Refused   string   `json:"refused"` // why it is not attached; ""
 	Warnings  []string `json:"warnings"`
+	// Interfaces on it whose virtual MACs are held here: frames to these are taken, too.
+	Virtual []string `json:"virtual"`
 }
 
 // FastpathFlow is what the fast path has done for one flow.

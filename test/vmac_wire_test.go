@@ -217,27 +217,3 @@ func (s *scene) sameMAC(hosts ...*lab.Node) {
 		}
 	}
 }
-
-// The fast path knows the devices' own MACs only. Where hosts use a virtual one,
-// all their packets take the stack, unharmed.
-func TestVMACTakesTheStack(t *testing.T) {
-	t.Parallel()
-	s := setScene(t, "vmacfast", lab.Options{Hosts: 1, SingleRouter: true, Fastpath: true})
-	s.lendMACs(lab.Keepalived{})
-	s.start(s.RA, onWAN)
-	s.awaitRole(s.RA, policy.RoleMaster)
-	s.awaitFast(s.RA)
-	before := s.fastpath(s.RA).Packets
-	flow := s.flow(s.Hosts[0], "udp", netip.AddrPort{}, lab.Port(lab.ServerFar.V4, serverPort))
-	s.must(s.await("100 answers", func() (bool, error) { return flow.Report().Answered >= 100, nil }))
-	report := flow.Stop()
-	if report.Broken() || report.Moved() || report.Sources[0].Addr() != vip.V4 {
-		t.Errorf("errors %q, sources %v", report.Errors, report.Sources)
-	}
-	after := s.fastpath(s.RA).Packets
-	t.Logf("of %d requests and their answers %d took the fast path, %d came to another MAC than the device's",
-		report.Answered, after["forwarded"]-before["forwarded"], after["other_host"]-before["other_host"])
-	if after["forwarded"] != before["forwarded"] || after["other_host"]-before["other_host"] < 200 {
-		t.Errorf("packets went from %v to %v, want all at other_host", before, after)
-	}
-}

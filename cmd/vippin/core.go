@@ -22,15 +22,14 @@ const (
 
 // coreState is what the loop owns.
 type coreState struct {
-	config    *policy.Config
-	toggles   policy.Toggles
-	observed  policy.Observed
-	plan      policy.Plan
-	tracker   *vrrp.Tracker
-	failed    error    // of the last attempt to apply the plan; nil: the kernel has it
-	retry     bool     // the plan has to be applied again
-	unsettled bool     // pins were switched, and flows of before may not be noted
-	trouble   []string // what went wrong at the start and is worth a warning
+	config   *policy.Config
+	toggles  policy.Toggles
+	observed policy.Observed
+	plan     policy.Plan
+	tracker  *vrrp.Tracker
+	failed   error    // of the last attempt to apply the plan; nil: the kernel has it
+	retry    bool     // the plan has to be applied again
+	trouble  []string // what went wrong at the start and is worth a warning
 
 	follow following
 	marks  lostMarks
@@ -141,7 +140,6 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.peersSaid()
 		case what := <-d.asked:
 			what()
-			d.settle()
 		case <-tick.C:
 			d.decided(d.state.tracker.Tick(d.env.monotonic()))
 		case <-beat.C:
@@ -208,17 +206,6 @@ func (d *daemon) apply(plan policy.Plan) {
 	d.tellReplication()
 	d.fast.Bump()
 	d.fast.Attach() // behind the programs that are attached now
-}
-
-// settle lets the flows be noted that lived when pins were switched on.
-func (d *daemon) settle() {
-	if !d.state.unsettled {
-		return
-	}
-	d.state.unsettled = false
-	if err := d.beside(d.plane.Settle); err != nil {
-		d.applyFailed(err) // applying the plan does it, too
-	}
 }
 
 func (d *daemon) applyFailed(err error) {

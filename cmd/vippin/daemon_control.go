@@ -104,44 +104,37 @@ func (d *daemon) Toggle(ctx context.Context, action toggleAction, selectors []po
 	if failed != nil {
 		return nil, failed
 	}
-	settled, cancel := context.WithTimeout(ctx, settleFor)
-	defer cancel()
-	_ = d.ask(settled, func() {}) // behind the settling; without it the answer is as true
 	return statesOf(pinnedPlane{d.plane}, chosen)
 }
 
-// settleFor is how long the answer to a toggle waits until new flows are pinned.
-// With some 10,000 connections and more it comes before.
-const settleFor = 30 * time.Millisecond
-
-// switchPins writes the toggles down before they take effect: a restart in
-// between must not undo them.
+// switchPins switches all that are selected, or none.
 func (d *daemon) switchPins(action toggleAction, selectors []policy.Selector) ([]policy.PlanPin, error) {
-	chosen, unknown := policy.Select(selectors, d.state.plan.Pins)
+	s := &d.state
+	chosen, unknown := policy.Select(selectors, s.plan.Pins)
 	if len(unknown) > 0 {
 		return nil, &unknownPinsError{Unknown: unknown}
 	}
-	changes, toggles, err := toggledPins(action, chosen, d.state.toggles, configuredIn(d.state.config))
+	changes, toggles, err := toggledPins(action, chosen, s.toggles, configuredIn(s.config))
 	if err != nil {
 		return nil, err
 	}
-	if err := d.store.Save(toggles); err != nil {
+	err = d.store.Change(s.toggles, toggles, func() error {
+		return d.beside(func() error { return d.plane.Switch(changes) })
+	})
+	d.hurry()
+	if err != nil {
 		return nil, err
 	}
-	d.state.toggles, d.state.unsettled = toggles, true
+	s.toggles = toggles
 	// The switches alone: what else may have changed is for replan, which would
 	// not see it in a plan that has it already.
-	d.state.plan.Pins = slices.Clone(d.state.plan.Pins)
+	s.plan.Pins = slices.Clone(s.plan.Pins)
 	for _, change := range changes {
-		i := slices.IndexFunc(d.state.plan.Pins, func(pin policy.PlanPin) bool { return pin.ID == change.ID })
-		d.state.plan.Pins[i] = change
+		i := slices.IndexFunc(s.plan.Pins, func(pin policy.PlanPin) bool { return pin.ID == change.ID })
+		s.plan.Pins[i] = change
 	}
-	err = setSwitches(pinnedPlane{d.plane}, changes)
+	d.tellReplication()
 	d.fast.Bump()
-	if err != nil {
-		d.state.retry = true
-		return nil, err
-	}
 	for _, change := range changes {
 		d.tellPin("pin", change.Key(), fmt.Sprintf("%s (%s)", onOff(change.Enabled), change.EnabledBy))
 	}

@@ -48,8 +48,7 @@ type dataplane interface {
 	Planned() (policy.Plan, error)
 	Apply(policy.Plan) error
 	SetSettings(loader.Settings) error
-	SetEnabled(pin uint32, on bool, by policy.EnabledBy) error
-	Settle() error
+	Switch([]policy.PlanPin) error
 	SetRole(pin uint32, role policy.Role, fixed bool) error
 	PinStates() ([]policy.PinState, error)
 	PinStatus() ([]policy.PinStatus, error)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -228,6 +229,7 @@ type fakeDataplane struct {
 	broken   int
 	closed   int
 	fail     error
+	stuck    uint32      // a pin that cannot be switched
 	fastpath *fakeReader // nil: there is none
 }
 
@@ -243,16 +245,22 @@ func (d *fakeDataplane) Apply(plan policy.Plan) error {
 
 func (d *fakeDataplane) SetSettings(s loader.Settings) error { d.settings = s; return nil }
 
-func (d *fakeDataplane) SetEnabled(pin uint32, on bool, by policy.EnabledBy) error {
-	for i := range d.plan.Pins {
-		if p := &d.plan.Pins[i]; p.ID == pin {
-			p.Enabled, p.EnabledBy = on, by
+// Switch switches all, or none if one of them is stuck.
+func (d *fakeDataplane) Switch(pins []policy.PlanPin) error {
+	for _, pin := range pins {
+		if pin.ID == d.stuck {
+			return fmt.Errorf("switch pin %s: it is stuck", pin.Key())
+		}
+	}
+	for _, pin := range pins {
+		for i := range d.plan.Pins {
+			if p := &d.plan.Pins[i]; p.ID == pin.ID {
+				p.Enabled, p.EnabledBy = pin.Enabled, pin.EnabledBy
+			}
 		}
 	}
 	return d.fail
 }
-
-func (d *fakeDataplane) Settle() error { return d.fail }
 
 func (d *fakeDataplane) SetRole(pin uint32, role policy.Role, fixed bool) error {
 	if d.roles == nil {

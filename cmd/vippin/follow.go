@@ -278,8 +278,13 @@ func (d *daemon) follow(plan policy.Plan) {
 	if since != 0 && !d.state.retry {
 		d.log.Debug("followed the interfaces", "after", now-since)
 	}
+	d.hurry()
+}
+
+// hurry makes the plan at once if something changed meanwhile that does not wait.
+func (d *daemon) hurry() {
 	if d.state.follow.since != 0 && d.isUrgent() {
-		d.state.follow.dueAt = now
+		d.state.follow.dueAt = d.env.monotonic()
 	}
 }
 

@@ -64,7 +64,7 @@ func sampleFastpath() policy.FastpathState {
 		Enabled: true, EnabledBy: policy.EnabledByToggle, Open: true, Generation: 17, PaceS: 4,
 		PaceWhy: "legacy iptables tables", Flows: 2048, Capacity: 524288, MemoryBytes: 96 << 20, Loosened: 900,
 		Interfaces: []policy.FastpathDevice{
-			{Interface: "eth0", Ifindex: 2, Mode: "native", VLANs: []policy.VLAN{{Outer: 2}, {Outer: 20}, {Outer: 100, Inner: 20}}},
+			{Interface: "eth0", Ifindex: 2, Mode: "native", VLANs: []policy.VLAN{{Outer: 2}, {Outer: 20}, {Outer: 100, Inner: 20}}, Virtual: []string{"vrrp4.10", "vrrp6.10"}},
 			{Interface: "eth1", Ifindex: 3, Mode: "generic", Warnings: []string{"its driver has no XDP: slower than it could be"}},
 			{Interface: "eth2", Ifindex: 4, Refused: "a foreign XDP program is on it"},
 			{Interface: "eth3", Refused: "there is no such interface"},

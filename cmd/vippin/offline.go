@@ -100,8 +100,6 @@ func (c *cli) switchPins(ctx context.Context, action toggleAction, vlans string,
 	return c.switchPinned(d, p, action, selectors)
 }
 
-// switchPinned writes the toggles down before they take effect: a restart in
-// between must not undo them.
 func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors []policy.Selector) ([]policy.PinState, error) {
 	planned, err := d.Planned()
 	if err != nil {
@@ -112,7 +110,7 @@ func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors
 		return nil, &unknownPinsError{Unknown: unknown}
 	}
 	store := toggleStore{dir: p.stateDir}
-	toggles, err := store.Load()
+	before, err := store.Load()
 	if err != nil {
 		return nil, err
 	}
@@ -122,29 +120,14 @@ func (c *cli) switchPinned(d dataplane, p places, action toggleAction, selectors
 		}
 		return configuredIn(p.config)(key)
 	}
-	changes, toggles, err := toggledPins(action, chosen, toggles, configured)
+	changes, after, err := toggledPins(action, chosen, before, configured)
 	if err != nil {
 		return nil, err
 	}
-	if err := store.Save(toggles); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(setSwitches(d, changes), d.Settle()); err != nil {
+	if err := store.Change(before, after, func() error { return d.Switch(changes) }); err != nil {
 		return nil, err
 	}
 	return statesOf(d, chosen)
-}
-
-// setSwitches puts what toggledPins decided into the dataplane; one that fails
-// does not keep the others from being set.
-func setSwitches(d dataplane, changes []policy.PlanPin) error {
-	var failed []error
-	for _, change := range changes {
-		if err := d.SetEnabled(change.ID, change.Enabled, change.EnabledBy); err != nil {
-			failed = append(failed, fmt.Errorf("switch pin %s: %w", change.Key(), err))
-		}
-	}
-	return errors.Join(failed...)
 }
 
 // statesOf returns what the chosen pins are now, without counting their flows:

@@ -16,6 +16,7 @@ func fillFastpath(s policy.FastpathState) policy.FastpathState {
 	for i := range s.Interfaces {
 		s.Interfaces[i].VLANs = filled(s.Interfaces[i].VLANs)
 		s.Interfaces[i].Warnings = filled(s.Interfaces[i].Warnings)
+		s.Interfaces[i].Virtual = filled(s.Interfaces[i].Virtual)
 	}
 	s.Packets, s.Unlearnt = filledMap(s.Packets), filledMap(s.Unlearnt)
 	s.Warnings = filled(s.Warnings)
@@ -84,7 +85,7 @@ func showFastpathDevices(o *output, devices []policy.FastpathDevice) error {
 	if err := o.printf("\n"); err != nil {
 		return err
 	}
-	t := o.table("INTERFACE", "XDP", "VLANS")
+	t := o.table("INTERFACE", "XDP", "VLANS", "VIRTUAL MACS")
 	for _, device := range devices {
 		mode := device.Mode
 		switch {
@@ -97,7 +98,7 @@ func showFastpathDevices(o *output, devices []policy.FastpathDevice) error {
 		default:
 			mode = o.painted(red, "refused")
 		}
-		t.row(device.Interface, mode, joined(device.VLANs))
+		t.row(device.Interface, mode, joined(device.VLANs), orDash(strings.Join(device.Virtual, ",")))
 	}
 	if err := t.flush(); err != nil {
 		return err

@@ -42,6 +42,7 @@ type flowTable interface {
 	Refresh(keys []policy.FlowKey, missing func(i int)) error
 	Normalise(ctx context.Context, wanted func(*policy.FlowKey) bool) (changed int, err error)
 	Loosen(ctx context.Context, wanted func(group string) bool) (loosened int, err error)
+	InFlowtable(ctx context.Context, wanted func(group string) bool) ([]policy.FlowKey, error)
 	InstallExpectation(*policy.Expectation) error
 	Rehearse(context.Context, loader.Rehearsing) (policy.Rehearsal, error)
 	Skipped() map[string]uint64
@@ -103,6 +104,8 @@ type replicator struct {
 	unready   unready                  // of which peers told, and that do not stand ready
 	counts    policy.ReplicationStatus // but for what is asked for
 
+	leaving leaving
+
 	loose map[string]bool // groups whose connections another router may forward, or have forwarded
 
 	wake chan struct{} // flushed, taken or loose has something
@@ -134,6 +137,7 @@ func (r *replicator) Run(ctx context.Context) error {
 		if group.Role != policy.RoleMaster {
 			r.bornHere[group.Name] = true
 			r.loosen(group.Name)
+			r.leaving.leave(group.Name, r.monotonic())
 		}
 	}
 	r.mu.Unlock()
@@ -201,6 +205,7 @@ func (r *replicator) SetRole(group string, role policy.Role) {
 		// would not listen. It tells what it has.
 		r.hold.Drop(group)
 		r.loosen(group)
+		r.leaving.leave(group, r.monotonic())
 		for _, link := range r.links {
 			link.session.RequestBulk([]string{group})
 		}

@@ -102,6 +102,7 @@ func (r *replicator) tend(ctx context.Context) error {
 		r.askMissing()
 		r.measure()
 		r.lookAtPeers()
+		r.stay(ctx)
 		if now := r.monotonic(); now-refreshed >= r.refreshEvery() {
 			refreshed = now
 			if err := r.refresh(ctx); err != nil {
@@ -174,6 +175,10 @@ func (r *replicator) refresh(ctx context.Context) error {
 		keys = append(keys, r.told.Standing(peer)...)
 	}
 	r.mu.Unlock()
+	return r.refreshKeys(ctx, keys)
+}
+
+func (r *replicator) refreshKeys(ctx context.Context, keys []policy.FlowKey) error {
 	for chunk := range slices.Chunk(keys, refreshChunk) {
 		if ctx.Err() != nil {
 			return nil

@@ -35,23 +35,25 @@ func tableFlow(port uint16) policy.Flow {
 
 // fakeTable is a kernel that has what it is told.
 type fakeTable struct {
-	mu        sync.Mutex
-	flows     map[policy.FlowKey]policy.Flow
-	active    bool
-	restored  int
-	removed   int
-	refreshed int
-	normal    int
-	loosened  map[string]int
-	rehearsed []loader.Rehearsing
-	full      bool
-	prompt    bool
-	gates     chan *fakeGate // those that were opened
-	noGate    error
-	stall     chan struct{} // installing waits for it, if there is one
-	linger    time.Duration // how long a dump takes once it has read the table
-	blind     int           // so many dumps find nothing
-	events    chan loader.FlowEvent
+	mu          sync.Mutex
+	flows       map[policy.FlowKey]policy.Flow
+	active      bool
+	restored    int
+	removed     int
+	refreshed   int
+	normal      int
+	loosened    map[string]int
+	inFlowtable map[policy.FlowKey]bool // whose timeouts are lost when they leave
+	looks       int                     // at the flow table
+	rehearsed   []loader.Rehearsing
+	full        bool
+	prompt      bool
+	gates       chan *fakeGate // those that were opened
+	noGate      error
+	stall       chan struct{} // installing waits for it, if there is one
+	linger      time.Duration // how long a dump takes once it has read the table
+	blind       int           // so many dumps find nothing
+	events      chan loader.FlowEvent
 }
 
 func newFakeTable() *fakeTable {
@@ -186,6 +188,16 @@ func (f *fakeTable) Loosen(_ context.Context, wanted func(string) bool) (int, er
 		f.loosened[core]++
 	}
 	return 0, nil
+}
+
+func (f *fakeTable) InFlowtable(_ context.Context, wanted func(string) bool) ([]policy.FlowKey, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looks++
+	if !wanted(core) {
+		return nil, nil
+	}
+	return slices.Collect(maps.Keys(f.inFlowtable)), nil
 }
 
 func (f *fakeTable) put(flow *policy.Flow) {

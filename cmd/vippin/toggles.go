@@ -57,6 +57,23 @@ func (s toggleStore) Save(toggles policy.Toggles) error {
 	return nil
 }
 
+// Change writes toggles down and has them take effect. They are written first: a
+// restart in between must not undo them. Did they take no effect, the file says what
+// it said before.
+func (s toggleStore) Change(before, after policy.Toggles, effect func() error) error {
+	if err := s.Save(after); err != nil {
+		return err
+	}
+	err := effect()
+	if err == nil {
+		return nil
+	}
+	if kept := s.Save(before); kept != nil {
+		return fmt.Errorf("%w; the next start will try it again: put the toggles back: %w", err, kept)
+	}
+	return err
+}
+
 // LoadFastpath returns nil when the fast path was not switched by hand. With any
 // other error it is nil too.
 func (s toggleStore) LoadFastpath() (*bool, error) {

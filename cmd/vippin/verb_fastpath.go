@@ -49,7 +49,8 @@ Packets take the stack because of:
     closed         the fast path is closed, or the daemon gives no sign of life
     device         the interface does not take it any more
     not_ip         something else than IP
-    other_host     the frame is not to the interface's own MAC
+    other_host     the frame is not to the interface's own MAC, nor to a virtual
+                   one that this router holds as MASTER
     protocol       neither TCP nor UDP, or IPv6 extension headers
     options        IPv4 options
     fragment       a fragment

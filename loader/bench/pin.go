@@ -91,7 +91,9 @@ func (p *pinning) apply(wan string, vlan policy.VLAN, vip netip.Addr, on bool) e
 		return nil
 	}
 	// As the daemon leaves a pin that is off.
-	return errors.Join(p.dataplane.SetEnabled(p.id, false, policy.EnabledByToggle), p.dataplane.Rest())
+	pin := plan.Pins[0]
+	pin.Enabled, pin.EnabledBy = false, policy.EnabledByToggle
+	return errors.Join(p.dataplane.Switch([]policy.PlanPin{pin}), p.dataplane.Rest())
 }
 
 func (p *pinning) counters() (loader.PinCounters, error) {

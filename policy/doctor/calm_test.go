@@ -58,6 +58,19 @@ func TestNoFalseAlarm(t *testing.T) {
 		"a flow table in software": {master, func(f *Facts) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0"}}}
 		}},
+		"a flow table with a bridge, and ports of another one": {master, func(f *Facts) {
+			for i := range f.Observed.Links {
+				if link := &f.Observed.Links[i]; link.Index == vlan2Index {
+					link.Kind = "bridge"
+				}
+			}
+			f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9", Kind: "device", Master: 49, Up: true})
+			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0.2", "eth9"}}}
+		}},
+		"a flow table with a bond's device": {master, func(f *Facts) {
+			f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9", Kind: "device", Master: vlan2Index, Up: true})
+			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth9"}}}
+		}},
 		"unpinned connections in a flow table": {master, func(f *Facts) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0"}}}
 			f.WithoutPin = map[string]uint64{"no_conntrack": 4}

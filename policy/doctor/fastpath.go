@@ -138,7 +138,7 @@ const (
 // fates say what it means when nearly all packets take the stack for one reason.
 // What is usual somewhere (not_ip, protocol, flags, miss) is not there.
 var fates = []struct{ exit, means, remedy string }{
-	{"other_host", "frames come to other MACs than the interface's own: a virtual MAC (the fast path knows the interfaces' own ones only), a bridge, or a switch that floods",
+	{"other_host", "frames come to other MACs than the interface's own: a virtual MAC that this router does not hold (\"vippin fastpath ls\" names those that it does), a bridge, or a switch that floods",
 		lines("# whose MACs are these?", "tcpdump -c 20 -eni INTERFACE")},
 	{"closed", "the daemon gave no sign of life for longer than vrrp.lease", "journalctl -u vippin -n 50"},
 	{"stale", "something changes all the time: routes, firewall rules, links or roles", lines("# what is it?", "ip monitor", "nft monitor")},

@@ -189,6 +189,13 @@ func checkOffload(v *view) []Finding {
 	var software []string
 	for _, table := range v.Machine.Flowtables {
 		for _, p := range v.present() {
+			if port := v.bridgePort(table, p); port != "" {
+				found = append(found, fault(lines("# where your rules are kept, have the flow table take the bridge and not its ports:",
+					fmt.Sprintf("nft list flowtable %s %s", strings.TrimPrefix(table.Table, "table "), table.Name)),
+					"flow table %s of %s hands packets to %s, a port of the bridge %s: established connections of %s bypass the programs and leave with the router's own address",
+					table.Name, table.Table, port, p.link.Name, p.name()))
+				continue
+			}
 			device := v.offloads(table, p)
 			if device == "" {
 				continue
@@ -220,6 +227,17 @@ func (v *view) hasFlowtable() bool {
 		}
 	}
 	return false
+}
+
+// bridgePort returns which device of a flow table is a port of a pinned bridge: the
+// kernel gives packets to the port then, not to the bridge.
+func (v *view) bridgePort(table policy.Flowtable, p pin) string {
+	for _, link := range v.Observed.Links {
+		if p.link.Kind == "bridge" && link.Master == p.link.Index && slices.Contains(table.Devices, link.Name) {
+			return link.Name
+		}
+	}
+	return ""
 }
 
 // offloads returns which device of a flow table carries a pin's packets.

@@ -126,6 +126,15 @@ var mutations = []mutation{
 	{"hardware offload", master, func(f *Facts) {
 		f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0", "eth1"}, Hardware: true}}
 	}, "flow_offload", Error, []string{"ft", "eth0.2 (VLAN 2)", "NIC of eth0"}, []string{"nft delete flowtable inet f ft"}},
+	{"a bridge's port in a flow table", master, func(f *Facts) {
+		for i := range f.Observed.Links {
+			if link := &f.Observed.Links[i]; link.Index == vlan2Index {
+				link.Kind = "bridge"
+			}
+		}
+		f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9", Kind: "device", Master: vlan2Index, Up: true})
+		f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0.2", "eth9"}}}
+	}, "flow_offload", Error, []string{"ft of table inet f", "eth9, a port of the bridge eth0.2"}, []string{"nft list flowtable inet f ft"}},
 	{"conntrack near full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "800") },
 		"conntrack_max", Warning, []string{"800 of 1000", "80 %"}, []string{"sysctl -w net.netfilter.nf_conntrack_max=2000"}},
 	{"conntrack full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "950") },

@@ -19,7 +19,7 @@ func TestFastpath(t *testing.T) {
 		// The programs need the types of what are modules here.
 		const script = `modprobe -a nf_conntrack nf_nat && "$1" -test.run '^TestLearn|^TestFastForwards$' -test.v -test.timeout 5m`
 		said := run(t, kernel, "sh", "-c", script, "sh", program)
-		wantPassed(t, said, "TestLearns", "TestLearnsBulk", "TestLearnsTagged", "TestLearnsTCP", "TestLearnsAnew", "TestLearnRefuses",
+		wantPassed(t, said, "TestLearns", "TestLearnsBulk", "TestLearnsTagged", "TestLearnsVirtual", "TestLearnsVirtualTagged", "TestLearnsTCP", "TestLearnsAnew", "TestLearnRefuses",
 			"TestLearnRefusesFragments", "TestLearnRefusesHelpers", "TestLearnRefusesDecrypted", "TestLearnUntold", "TestLearnVoids", "TestLearnFar",
 			"TestLearnHops", "TestLearnDeadline", "TestLearnTakesOver", "TestFastForwards")
 	})

@@ -99,6 +99,7 @@ var conditions = []struct {
 	{"trunk", nil, []scenario{
 		{"TestTrunk", "6.1"}, {"TestTrunkFailover", "6.1"}, {"TestTrunkFastpath", "all"}, {"TestTrunkLists", "6.12"},
 		{"TestTrunkMany", "6.12"}, {"TestTrunkComesAndGoes", "6.1"}, {"TestTrunkDeletedInSync", "6.1"},
+		{"TestTrunkVMACFastpath", "6.1"},
 	}},
 	// Tests that find VLANs where they have cables elsewhere: what the server sees, bulk
 	// data, living flows, two masters, bad adverts; errors, fragments, protocols.

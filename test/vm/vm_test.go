@@ -88,7 +88,7 @@ func TestFastpathPackets(t *testing.T) {
 			t.Fatal(err)
 		}
 		said := run(t, kernel, packets, "-test.run", "^TestFast", "-test.v", "-test.timeout", "5m")
-		wantPassed(t, said, "TestFastForwards", "TestFastExits", "TestFastEntryExits", "TestFastChecksums", "TestFastFlags")
+		wantPassed(t, said, "TestFastForwards", "TestFastExits", "TestFastEntryExits", "TestFastChecksums", "TestFastFlags", "TestFastVirtual")
 	})
 }
 
