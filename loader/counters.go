@@ -60,11 +60,7 @@ var unpinnedReasons = map[bpf.DataplanePinCounter]string{
 // PinCounters reads the counters of every pin, retired ones too. Pin 0 counts
 // the packets that no pin takes.
 func (d *Dataplane) PinCounters() (map[uint32]PinCounters, error) {
-	pins, err := d.usedPins()
-	if err != nil {
-		return nil, err
-	}
-	sums, err := d.sumPins(slices.Collect(maps.Keys(pins)))
+	pins, sums, err := d.sumUsed()
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +113,16 @@ func (sums pinSums) of(pin uint32) PinCounters {
 		c.Unpinned[reason] = packets(counter)
 	}
 	return c
+}
+
+// sumUsed reads the counters of all pins.
+func (d *Dataplane) sumUsed() (map[uint32]pinValue, pinSums, error) {
+	pins, err := d.usedPins()
+	if err != nil {
+		return nil, nil, err
+	}
+	sums, err := d.sumPins(slices.Collect(maps.Keys(pins)))
+	return pins, sums, err
 }
 
 // sumPins reads the counters of pin 0 and of these, and of those between: in large
@@ -190,11 +196,7 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 	if err != nil {
 		return nil, err
 	}
-	pins, err := d.usedPins()
-	if err != nil {
-		return nil, err
-	}
-	sums, err := d.sumPins(slices.Collect(maps.Keys(pins)))
+	_, sums, err := d.sumUsed()
 	if err != nil {
 		return nil, err
 	}
@@ -260,11 +262,7 @@ func (d *Dataplane) eachPin(yield func(id uint32, state policy.PinState) error) 
 
 // heldPackets counts the answers that were to wait for the peer, of all pins.
 func (d *Dataplane) heldPackets() (packets uint64, err error) {
-	pins, err := d.usedPins()
-	if err != nil {
-		return 0, err
-	}
-	sums, err := d.sumPins(slices.Collect(maps.Keys(pins)))
+	pins, sums, err := d.sumUsed()
 	if err != nil {
 		return 0, err
 	}

@@ -133,6 +133,11 @@ var conditions = []struct {
 		{"TestTrunkScripts", "6.1"},
 		{"TestTrunkVMACFastpath", "6.1"},
 	}},
+	// Those of flow tables, which need the module nf_flow_table.
+	{"flow tables", nil, []scenario{
+		{"TestFlowtableFailover", "6.1"}, {"TestFlowtableStrict", "6.12"}, {"TestFlowtableBack", ""}, {"TestFlowtablePause", ""},
+		{"TestFlowtableUnload", ""}, {"TestFlowtableBridge", ""}, {"TestFlowtableFastpath", ""},
+	}},
 	{"tagged", []string{"VIPPIN_LAB_TRUNK=tagged"}, slices.Concat(on("all", core...), on("all", further...))},
 	{"tagged without BTF", []string{"VIPPIN_LAB_TRUNK=tagged", "VIPPIN_LAB_NO_BTF=1"}, slices.Concat(
 		on("6.1", "TestServerSeesTheVIP", "TestClash", "TestBulk"),
