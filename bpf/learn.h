@@ -347,11 +347,28 @@ static __always_inline bool set_deadline(const struct fast_state *state, const s
 	return true;
 }
 
+/* Of XDP a device takes frames with one tag beyond its MTU, and drops larger ones,
+ * which it may take of the stack. *mtu: octets of an IP packet.
+ */
+static __always_inline bool leave_room(struct __sk_buff *skb, __u32 tags, __u32 *mtu)
+{
+	__u32 device = 0;
+
+	if (bpf_check_mtu(skb, 0, &device, 0, 0) < 0)
+		return false;
+	device -= tags > 1 ? (tags - 1) * TAG : 0;
+	if (device < *mtu)
+		*mtu = device;
+	return true;
+}
+
 static __always_inline enum fast_refusal enter(struct __sk_buff *skb, struct learning *l, __u32 mtu)
 {
 	struct fast_fate *fate = &l->lesson.fate;
 	struct fast_hop *hop = &l->pkt.hop;
 
+	if (!leave_room(skb, hop->tags, &mtu))
+		return REFUSED_PACKET;
 	hop->mtu = mtu < 0xffff ? mtu : 0xffff;
 	fate->hop = number_hop(hop);
 	if (!fate->hop)

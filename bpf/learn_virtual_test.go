@@ -135,7 +135,7 @@ func learnVirtual(t *testing.T, l *learnLab) {
 	port := uint16(5000)
 	for i, above := range []netlink.Link{out4, out6} {
 		ipv6 := i == 1
-		mustDo(t, netlink.LinkSetMTU(above, 1470))
+		mustDo(t, netlink.LinkSetMTU(below, 1490), netlink.LinkSetMTU(above, 1470)) // less than two tags leave
 		for _, by := range []netlink.Link{below, above} {
 			name := fmt.Sprintf("%v by %s", host(ipv6), by.Attrs().Name)
 			l.routeBy(t, by, ipv6)

@@ -129,7 +129,7 @@ func (d *Dataplane) attachHook(ifindex int, h hook) error {
 	}
 	if held != nil {
 		defer func() { _ = held.Close() }()
-		return updateLink(held, d.program(h))
+		return d.updateLink(held, h)
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: ifindex, Program: d.program(h), Attach: h.attach, Anchor: h.anchor(),
@@ -210,15 +210,38 @@ func removeLink(l link.Link, path string) error {
 	return nil
 }
 
-// updateLink puts program in the place of the link's present one, in one step.
+// updateLink puts the hook's program in the place of the link's present one. The
+// program's id is asked for once: the kernel's answer is long, and there are many links.
+func (d *Dataplane) updateLink(l link.Link, h hook) error {
+	program := d.program(h)
+	id, known := d.ids.Load(program)
+	if !known {
+		var err error
+		if id, err = programID(program); err != nil {
+			return err
+		}
+		d.ids.Store(program, id)
+	}
+	return replaceLinked(l, program, id.(ebpf.ProgramID))
+}
+
 func updateLink(l link.Link, program *ebpf.Program) error {
+	id, err := programID(program)
+	if err != nil {
+		return err
+	}
+	return replaceLinked(l, program, id)
+}
+
+// replaceLinked puts program, which has this id, in the place of the link's present
+// one, in one step.
+func replaceLinked(l link.Link, program *ebpf.Program, id ebpf.ProgramID) error {
 	held, err := l.Info()
 	if err != nil {
 		return fmt.Errorf("look at link: %w", err)
 	}
-	want, err := programID(program)
-	if err != nil || held.Program == want {
-		return err
+	if held.Program == id {
+		return nil
 	}
 	if err := l.Update(program); err != nil {
 		return fmt.Errorf("replace program: %w", err)
@@ -370,7 +393,7 @@ func (d *Dataplane) replaceProgram(ifindex int, h hook) error {
 	}
 	if l != nil {
 		defer func() { _ = l.Close() }()
-		return updateLink(l, d.program(h))
+		return d.updateLink(l, h)
 	}
 	filter, err := findFilter(ifindex, h)
 	if err != nil || filter == nil {

@@ -4,6 +4,7 @@ package loader
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -60,54 +61,98 @@ var unpinnedReasons = map[bpf.DataplanePinCounter]string{
 // PinCounters reads the counters of every pin, retired ones too. Pin 0 counts
 // the packets that no pin takes.
 func (d *Dataplane) PinCounters() (map[uint32]PinCounters, error) {
-	pins, err := d.usedPins()
+	pins, sums, err := d.sumUsed()
 	if err != nil {
 		return nil, err
 	}
 	all := make(map[uint32]PinCounters)
 	for _, id := range append(slices.Collect(maps.Keys(pins)), 0) {
-		if all[id], err = d.countersOf(id); err != nil {
-			return nil, err
-		}
+		all[id] = sums.of(id)
 	}
 	return all, nil
 }
 
 // UnpinnedWithoutPin counts the packets that no pin can answer for, by reason.
 func (d *Dataplane) UnpinnedWithoutPin() (map[string]uint64, error) {
-	counters, err := d.countersOf(0)
+	sums, err := d.sumPins(nil)
 	if err != nil {
 		return nil, err
 	}
-	maps.DeleteFunc(counters.Unpinned, func(_ string, packets uint64) bool { return packets == 0 })
-	return counters.Unpinned, nil
+	unpinned := sums.of(0).Unpinned
+	maps.DeleteFunc(unpinned, func(_ string, packets uint64) bool { return packets == 0 })
+	return unpinned, nil
 }
 
-func (d *Dataplane) countersOf(pin uint32) (PinCounters, error) {
-	var packets [pinCounters]uint64
-	for i := range packets {
-		n, err := sumOfCPUs(d.maps.PinCounters, pin*pinCounters+uint32(i))
-		if err != nil {
-			return PinCounters{}, fmt.Errorf("read counters of pin %d: %w", pin, err)
-		}
-		packets[i] = n
+// pinSums are the counters of pins 0 to some other, all CPUs together, as the map has
+// them: pinCounters of each.
+type pinSums []uint64
+
+// count is one of a pin's, 0 for a pin that was not read.
+func (sums pinSums) count(pin uint32, counter bpf.DataplanePinCounter) uint64 {
+	if i := int(pin*pinCounters + uint32(counter)); i < len(sums) {
+		return sums[i]
 	}
+	return 0
+}
+
+// of is all of a pin's.
+func (sums pinSums) of(pin uint32) PinCounters {
+	packets := func(counter bpf.DataplanePinCounter) uint64 { return sums.count(pin, counter) }
 	c := PinCounters{
-		Pinned:         packets[bpf.DataplanePinCounterPIN_PINNED],
-		Returned:       packets[bpf.DataplanePinCounterPIN_RETURNED],
-		Created:        packets[bpf.DataplanePinCounterPIN_CREATED],
-		VIPWhileBackup: packets[bpf.DataplanePinCounterPIN_VIP_WHILE_BACKUP],
-		Foreign:        packets[bpf.DataplanePinCounterPIN_FOREIGN],
-		Clash:          packets[bpf.DataplanePinCounterPIN_CLASH],
-		EarlyFragments: packets[bpf.DataplanePinCounterPIN_EARLY_FRAGMENT],
-		Held:           packets[bpf.DataplanePinCounterPIN_HELD],
-		Resets:         packets[bpf.DataplanePinCounterPIN_RESET],
+		Pinned:         packets(bpf.DataplanePinCounterPIN_PINNED),
+		Returned:       packets(bpf.DataplanePinCounterPIN_RETURNED),
+		Created:        packets(bpf.DataplanePinCounterPIN_CREATED),
+		VIPWhileBackup: packets(bpf.DataplanePinCounterPIN_VIP_WHILE_BACKUP),
+		Foreign:        packets(bpf.DataplanePinCounterPIN_FOREIGN),
+		Clash:          packets(bpf.DataplanePinCounterPIN_CLASH),
+		EarlyFragments: packets(bpf.DataplanePinCounterPIN_EARLY_FRAGMENT),
+		Held:           packets(bpf.DataplanePinCounterPIN_HELD),
+		Resets:         packets(bpf.DataplanePinCounterPIN_RESET),
 		Unpinned:       make(map[string]uint64),
 	}
 	for counter, reason := range unpinnedReasons {
-		c.Unpinned[reason] = packets[counter]
+		c.Unpinned[reason] = packets(counter)
 	}
-	return c, nil
+	return c
+}
+
+// sumUsed reads the counters of all pins.
+func (d *Dataplane) sumUsed() (map[uint32]pinValue, pinSums, error) {
+	pins, err := d.usedPins()
+	if err != nil {
+		return nil, nil, err
+	}
+	sums, err := d.sumPins(slices.Collect(maps.Keys(pins)))
+	return pins, sums, err
+}
+
+// sumPins reads the counters of pin 0 and of these, and of those between: in large
+// portions, since a system call for each of 22 counters of hundreds of pins takes
+// longer than all the rest of a look.
+func (d *Dataplane) sumPins(pins []uint32) (pinSums, error) {
+	last := uint32(0)
+	for _, pin := range pins {
+		last = max(last, pin)
+	}
+	cpus := ebpf.MustPossibleCPU()
+	sums := make(pinSums, 0, (last+1)*pinCounters)
+	keys, perCPU := make([]uint32, scanChunk), make([]uint64, scanChunk*cpus)
+	var cursor ebpf.MapBatchCursor
+	for len(sums) < cap(sums) {
+		want := min(scanChunk, cap(sums)-len(sums))
+		n, err := d.maps.PinCounters.BatchLookup(&cursor, keys[:want], perCPU[:want*cpus], nil)
+		if err != nil && (n < want || !errors.Is(err, ebpf.ErrKeyNotExist)) { // that one is the map's end
+			return nil, fmt.Errorf("read map %s: %w", mapName(d.maps.PinCounters), err)
+		}
+		for i := range n {
+			sum := uint64(0)
+			for _, packets := range perCPU[i*cpus : (i+1)*cpus] {
+				sum += packets
+			}
+			sums = append(sums, sum)
+		}
+	}
+	return sums, nil
 }
 
 func sumOfCPUs(m *ebpf.Map, index uint32) (sum uint64, err error) {
@@ -152,9 +197,13 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 	if err != nil {
 		return nil, err
 	}
+	_, sums, err := d.sumUsed()
+	if err != nil {
+		return nil, err
+	}
 	rows := []policy.PinStatus{}
 	err = d.eachPin(func(id uint32, state policy.PinState) error {
-		counters, err := d.countersOf(id)
+		counters := sums.of(id)
 		rows = append(rows, policy.PinStatus{
 			PinState: state, Flows: flows[id],
 			PacketsPinned: counters.Pinned, PacketsUnpinned: counters.TotalUnpinned(), UnpinnedBy: counters.Unpinned,
@@ -163,7 +212,7 @@ func (d *Dataplane) PinStatus() ([]policy.PinStatus, error) {
 			PacketsEarlyFragments: counters.EarlyFragments,
 			PacketsHeld:           counters.Held, PacketsReset: counters.Resets,
 		})
-		return err
+		return nil
 	})
 	return rows, err
 }
@@ -214,16 +263,12 @@ func (d *Dataplane) eachPin(yield func(id uint32, state policy.PinState) error) 
 
 // heldPackets counts the answers that were to wait for the peer, of all pins.
 func (d *Dataplane) heldPackets() (packets uint64, err error) {
-	pins, err := d.usedPins()
+	pins, sums, err := d.sumUsed()
 	if err != nil {
 		return 0, err
 	}
 	for id := range pins {
-		n, err := sumOfCPUs(d.maps.PinCounters, id*pinCounters+uint32(bpf.DataplanePinCounterPIN_HELD))
-		if err != nil {
-			return 0, fmt.Errorf("read counters of pin %d: %w", id, err)
-		}
-		packets += n
+		packets += sums.count(id, bpf.DataplanePinCounterPIN_HELD)
 	}
 	return packets, nil
 }

@@ -93,6 +93,7 @@ type Dataplane struct {
 	egress  *ebpf.Program // nil after Open
 	ingress *ebpf.Program // nil after Open
 	ack     *ebpf.Program // nil after Open
+	ids     sync.Map      // ebpf.ProgramID by *ebpf.Program, see updateLink
 
 	ends Ends // of flows, told by Collect
 

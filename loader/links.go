@@ -43,6 +43,10 @@ func Observe() (policy.Observed, error) {
 	return seen, nil
 }
 
+// ErrDisturbed is in the chain of Observe's error when links or addresses change so
+// fast that no dump is of one moment.
+var ErrDisturbed = netlink.ErrDumpInterrupted
+
 // undisturbed repeats a dump that the kernel says is not of one moment.
 func undisturbed[T any](dump func() ([]T, error)) (result []T, err error) {
 	for range observeTries {

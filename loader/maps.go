@@ -212,16 +212,11 @@ func newMapping(key *flowKey, local *publicEnd, public *localEnd) policy.Mapping
 // readMap reads a map that only user space writes.
 func readMap[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 	content := make(map[K]V)
-	var key K
-	var value V
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
+	err := scanMap(m, func(key K, value V) bool {
 		content[key] = value
-	}
-	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("read map %s: %w", mapName(m), err)
-	}
-	return content, nil
+		return true
+	})
+	return content, err
 }
 
 func mapName(m *ebpf.Map) string {

@@ -184,8 +184,8 @@ func TestPinLeaves(t *testing.T) {
 	if err != nil || role != policy.RoleFault || fixed {
 		t.Errorf("the next pin 1 begins as %v, fixed %v (%v)", role, fixed, err)
 	}
-	if c, err := d.countersOf(1); err != nil || c.Pinned != 0 {
-		t.Errorf("the next pin 1 begins with %+v (%v)", c, err)
+	if sums, err := d.sumPins([]uint32{1}); err != nil || sums.of(1).Pinned != 0 {
+		t.Errorf("the next pin 1 begins with %+v (%v)", sums.of(1), err)
 	}
 }
 

@@ -227,11 +227,11 @@ func TestConversionHoldsAnswers(t *testing.T) {
 
 func mustCount(t *testing.T, d *Dataplane) PinCounters {
 	t.Helper()
-	counters, err := d.countersOf(1)
+	sums, err := d.sumPins([]uint32{1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return counters
+	return sums.of(1)
 }
 
 // TestUnloadRefuses: what cannot be converted is known before anything is done.

@@ -97,16 +97,24 @@ func (s *errorScene) connect(f family) (inside, server net.Conn, ends flowEnds) 
 		inside, err = dialer.DialContext(s.soon(), "tcp", remote.String())
 		return err
 	}))
-	s.t.Cleanup(func() { inside.Close() })
+	s.t.Cleanup(func() { abort(inside) })
 	for server == nil || s.mode.clash && ends.public.Port() == ends.inside.Port() { // the other inside host's comes first
 		var err error
 		server, err = listener.Accept()
 		s.must(err)
-		s.t.Cleanup(func() { server.Close() })
+		conn := server
+		s.t.Cleanup(func() { abort(conn) })
 		ends.public = server.RemoteAddr().(*net.TCPAddr).AddrPort()
 	}
 	s.wantPublic(ends)
 	return inside, server, ends
+}
+
+// abort ends a connection so that nothing of it is sent again later, when other packets
+// are counted.
+func abort(conn net.Conn) {
+	_ = conn.(*net.TCPConn).SetLinger(0)
+	_ = conn.Close()
 }
 
 // breaks writes to a connection that the firewall refuses, and waits for its

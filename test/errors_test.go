@@ -204,7 +204,7 @@ func (s *errorScene) nextPort(proto string, remote netip.AddrPort) uint16 {
 			dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)}}
 			conn, err := dialer.DialContext(s.soon(), proto, remote.String())
 			if err == nil {
-				s.t.Cleanup(func() { conn.Close() })
+				s.t.Cleanup(func() { abort(conn) })
 			}
 			return err
 		}))

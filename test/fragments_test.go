@@ -233,6 +233,9 @@ func (s *scene) largeAtOnce(to, vip, _ netip.Addr) {
 	for _, host := range s.Hosts {
 		for range 3 {
 			f := s.longFlow(host, netip.AddrPort{}, lab.Port(to, serverPort))
+			// An address that is not resolved yet has room for the fragments of two.
+			_, err := f.echo(10)
+			s.must(err)
 			tasks.Go(func() {
 				for i := range 15 {
 					source, err := f.echo(large)

@@ -5,6 +5,8 @@ package test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -90,19 +92,28 @@ func (s *scene) unharmed(c *crowd) {
 	}
 }
 
+// livingSize is how many TCP flows there are, and which part of everything is done:
+// all of it, a fifth in a short test; $VIPPIN_LIVING says how many flows else.
+func livingSize() (flows, part int) {
+	if n, err := strconv.Atoi(os.Getenv("VIPPIN_LIVING")); err == nil {
+		return n, 1
+	}
+	if testing.Short() {
+		return 200, 5
+	}
+	return 1000, 1
+}
+
 // Nothing that is done to vippin touches a living flow: not toggling, not
 // reloading, not killing the daemon. Half of the flows are older than pinning,
-// half are pinned. A short test does a fifth of it.
+// half are pinned.
 func TestLivingFlowsAreLeftAlone(t *testing.T) {
 	s := setScene(t, "living", lab.Options{SingleRouter: true})
-	part := 1
-	if testing.Short() {
-		part = 5
-	}
-	old := s.gather("old", 500/part, 50/part, 10000, lab.WAN.RA.V4)
+	flows, part := livingSize()
+	old := s.gather("old", flows/2, flows/20, 10000, lab.WAN.RA.V4)
 	daemon := s.start(s.RA, onWAN)
 	s.awaitRole(s.RA, policy.RoleMaster)
-	pinned := s.gather("pinned", 500/part, 50/part, 20000, lab.WAN.VIP4)
+	pinned := s.gather("pinned", flows/2, flows/20, 20000, lab.WAN.VIP4)
 	s.unharmed(old)
 	s.unharmed(pinned)
 

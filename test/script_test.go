@@ -18,9 +18,14 @@ import (
 // TestScripts plays the stories in testdata/scripts: what happens to two routers, in
 // the order in which it happens. Beside the commands below they have testscript's own
 // (stdout, stderr, cmp, …).
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { play(t, "testdata/scripts") }
+
+// TestTrunkScripts plays those of routers on a stick, which need 802.1Q.
+func TestTrunkScripts(t *testing.T) { play(t, "testdata/scripts/trunk") }
+
+func play(t *testing.T, dir string) {
 	testscript.RunT(scriptT{t}, testscript.Params{
-		Dir: "testdata/scripts",
+		Dir: dir,
 		Setup: func(env *testscript.Env) error {
 			env.Values[story{}] = &story{t: env.T().(scriptT).T}
 			return nil

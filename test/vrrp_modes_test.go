@@ -76,9 +76,11 @@ func TestKeepalivedModes(t *testing.T) {
 func (s *scene) wantVirtualRouters(m mode, master *lab.Router, ends lab.Ends, priority uint8) {
 	s.t.Helper()
 	for _, r := range s.Routers() {
+		vlan, err := policy.ParseVLAN(r.VLAN(lab.WAN))
+		s.must(err)
 		for _, family := range []string{vrrp.FamilyIPv4, vrrp.FamilyIPv6} {
 			want := policy.VRRPStatus{
-				Interface: lab.WAN.Name, VRID: lab.WAN.VRID, Family: family, Version: m.version,
+				Interface: lab.WAN.Name, VLAN: vlan, VRID: lab.WAN.VRID, Family: family, Version: m.version,
 				Checksum: m.checksum, Role: policy.RoleBackup,
 				// From the base it shows only where keepalived runs.
 				VirtualMAC: m.virtualMAC && (!m.keepalived.VMACXmitBase || r.Keepalived().Alive()),

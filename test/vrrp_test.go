@@ -5,6 +5,7 @@ package test
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -228,11 +229,19 @@ func TestTwoMasters(t *testing.T) {
 	}
 }
 
+// tellsOfTwo says whether these are all conflicts of this router with one that it
+// hears. A router whose keepalived gets no processor for a while has other ones.
+func tellsOfTwo(conflicts ...string) bool {
+	return !slices.ContainsFunc(conflicts, func(text string) bool {
+		return !strings.Contains(text, "both masters: ") || !strings.Contains(text, "(this router)")
+	})
+}
+
 // wantConflict wants a conflict shown by every command, soon after the second
 // router became MASTER.
 func (s *scene) wantConflict(w *watcher, after int, since time.Time) {
 	s.t.Helper()
-	event := w.await(after, "a conflict", isConflict)
+	event := w.await(after, "a conflict", func(e policy.Event) bool { return isConflict(e) && tellsOfTwo(e.Detail) })
 	delay := event.Time.Sub(since)
 	s.t.Logf("%s: shown %s after the second MASTER (%.1f advert intervals): %s", w.r.Name,
 		delay.Round(time.Millisecond), float64(delay)/float64(advertInterval), event.Detail)
@@ -242,16 +251,12 @@ func (s *scene) wantConflict(w *watcher, after int, since time.Time) {
 	if event.Group != lab.SyncGroup {
 		s.t.Errorf("the conflict is about %q", event.Group)
 	}
+	var group string
 	s.must(s.await("the conflict of both families on "+w.r.Name, func() (bool, error) {
-		_, routers := s.conflicts(w.r)
-		return len(routers) == 2, nil
+		var routers []string
+		group, routers = s.conflicts(w.r)
+		return len(routers) == 2 && tellsOfTwo(append(routers, group)...), nil
 	}))
-	group, routers := s.conflicts(w.r)
-	for _, text := range append(routers, group) {
-		if !strings.Contains(text, "both masters: ") || !strings.Contains(text, "(this router)") {
-			s.t.Errorf("%s shows the conflict as %q", w.r.Name, text)
-		}
-	}
 	for _, own := range []lab.Ends{lab.WAN.RA, lab.WAN.RB} {
 		if !strings.Contains(group, own.V4.String()) {
 			s.t.Errorf("%s does not name %s: %q", w.r.Name, own.V4, group)

@@ -202,17 +202,18 @@ func (d *daemon) apply(plan policy.Plan) {
 		d.applyFailed(err)
 		return
 	}
-	d.state.failed, d.state.retry = nil, false
+	d.state.failed, d.state.retry, d.state.follow.gone = nil, false, ""
 	d.tellReplication()
 	d.fast.Bump()
 	d.fast.Attach() // behind the programs that are attached now
 }
 
 func (d *daemon) applyFailed(err error) {
-	if errors.Is(err, syscall.ENODEV) && !d.state.retry {
-		// Deleted since we looked, most likely: its event is on the way.
+	if errors.Is(err, syscall.ENODEV) && d.state.follow.gone != err.Error() {
+		// Deleted since we looked, most likely: its event is on the way. Where many are
+		// deleted it is another one each time.
 		d.log.Debug("an interface of the plan is gone", "error", err)
-		d.state.retry = true
+		d.state.follow.gone, d.state.retry = err.Error(), true
 		return
 	}
 	if d.state.failed == nil || d.state.failed.Error() != err.Error() {

@@ -44,26 +44,25 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 	if err != nil {
 		return err
 	}
+	defer listener.Close() // if nobody is served
 	d := newDaemon(e, opts, config, plane, log)
 	if err := d.flight.load(); err != nil {
 		d.state.trouble = append(d.state.trouble, err.Error())
 		log.Warn("the failovers of before are not known", "error", err)
 	}
-	if err := d.start(); err != nil {
-		listener.Close()
-		return err
-	}
-	d.prober, err = loader.NewProber()
-	if err != nil {
-		listener.Close()
+	if d.prober, err = loader.NewProber(); err != nil {
 		return err
 	}
 	defer d.prober.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	tasks, ctx := errgroup.WithContext(ctx)
 	d.tasks, d.ctx = tasks, ctx
-	tasks.Go(func() error { return loader.Watch(ctx, d.links) })
-	tasks.Go(func() error { return plane.Adverts(ctx, handTo(ctx, d.adverts)) })
-	tasks.Go(func() error { return plane.Claims(ctx, handTo(ctx, d.claims)) })
+	d.attend()
+	if err := d.start(); err != nil {
+		cancel()
+		return errors.Join(err, tasks.Wait())
+	}
 	tasks.Go(func() error { return plane.Collect(ctx, log) })
 	tasks.Go(func() error { return d.followFIFO(ctx) })
 	tasks.Go(func() error { return d.loop(ctx) })
@@ -86,6 +85,14 @@ func runDaemon(ctx context.Context, e *env, opts runOptions) error {
 		return nil
 	}
 	return err
+}
+
+// attend begins to hear what roles depend on. The start follows it already: to attach
+// many programs takes seconds.
+func (d *daemon) attend() {
+	d.tasks.Go(func() error { return loader.Watch(d.ctx, d.links) })
+	d.tasks.Go(func() error { return d.plane.Adverts(d.ctx, handTo(d.ctx, d.adverts)) })
+	d.tasks.Go(func() error { return d.plane.Claims(d.ctx, handTo(d.ctx, d.claims)) })
 }
 
 // daemon is the core: one goroutine, loop, owns configuration, plan and

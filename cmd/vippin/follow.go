@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -37,6 +38,8 @@ type following struct {
 	addrs map[int]bool  // those whose addresses changed
 	any   bool          // events were lost: any may have
 	blind bool          // the last look failed
+	told  bool          // and that was logged
+	gone  string        // what the last plan's failure was that met an interface which had gone
 
 	retryAt    time.Duration // when to try again, 0: not decided
 	retryPause time.Duration // before that
@@ -95,15 +98,19 @@ func (d *daemon) noteChanges(event loader.LinkEvent) {
 
 // look observes the interfaces and decides on the roles.
 func (d *daemon) look() (seen bool) {
+	f := &d.state.follow
 	observed, err := d.env.observe()
 	if err != nil {
-		if !d.state.follow.blind {
+		// While many come and go, no look is of one moment.
+		lasting := f.retryPause >= applyAgain || !errors.Is(err, loader.ErrDisturbed)
+		if lasting && !f.told {
 			d.log.Warn("cannot look at the interfaces, trying again", "error", err)
+			f.told = true
 		}
-		d.state.follow.blind = true
+		f.blind = true
 		return false
 	}
-	d.state.follow.blind = false
+	f.blind, f.told = false, false
 	was := d.state.observed
 	d.state.observed = observed
 	d.flight.observed(was, observed)

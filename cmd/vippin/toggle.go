@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	"vippin/policy"
@@ -49,7 +50,8 @@ func (e *unknownPinsError) Error() string {
 // reset asks it.
 func toggledPins(action toggleAction, chosen []policy.PlanPin, toggles policy.Toggles,
 	configured func(policy.PinKey) (enabled bool, err error)) ([]policy.PlanPin, policy.Toggles, error) {
-	after := make([]policy.PlanPin, len(chosen))
+	after, next := make([]policy.PlanPin, len(chosen)), policy.Toggles{}
+	maps.Copy(next, toggles)
 	for i, pin := range chosen {
 		enabled := action == toggleOn
 		if action == toggleReset {
@@ -57,14 +59,14 @@ func toggledPins(action toggleAction, chosen []policy.PlanPin, toggles policy.To
 			if enabled, err = configured(pin.Key()); err != nil {
 				return nil, nil, err
 			}
-			toggles = toggles.Without(pin.Key())
+			delete(next, pin.Key())
 		} else {
-			toggles = toggles.With(pin.Key(), enabled)
+			next[pin.Key()] = enabled
 		}
-		pin.Enabled, pin.EnabledBy = toggles.Decide(pin.Key(), enabled)
+		pin.Enabled, pin.EnabledBy = next.Decide(pin.Key(), enabled)
 		after[i] = pin
 	}
-	return after, toggles, nil
+	return after, next, nil
 }
 
 // configuredIn asks a configuration, which must know the pin.

@@ -105,7 +105,7 @@ func (r *Router) plugTrunk() error {
 	if r.trunk() == TrunkNative {
 		_, bridge, _ = l.port(r, WAN)
 	}
-	mtu := l.mtu() + tagOctets // one tag is free on a veth, but not for what XDP sends
+	mtu := l.mtu() // one tag is free, also for what XDP sends
 	if r.trunk() == TrunkQinQ {
 		mtu += tagOctets
 	}

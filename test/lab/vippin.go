@@ -79,6 +79,9 @@ func (l *Lab) AwaitVippin(ctx context.Context, r *Router) error {
 		return fmt.Errorf("wait for vippin on %s: none was started", r.Name)
 	}
 	return p.await(ctx, "an answer to vippin status", func() (bool, error) {
+		if _, err := os.Stat(filepath.Join(r.RunDir(), "control.sock")); err != nil {
+			return false, nil // to ask again and again would only slow its start down
+		}
 		_, _, exit := l.Vippin(r, "status", "-j")
 		return exit == 0 || exit == 3, nil
 	})

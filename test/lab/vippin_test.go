@@ -22,6 +22,7 @@ case "$3" in
 run)
 	trap 'echo stopped; exit 0' TERM
 	echo "running with $2 in $VIPPIN_RUN_DIR"
+	mkdir -p "$VIPPIN_RUN_DIR" && : > "$VIPPIN_RUN_DIR/control.sock"
 	while :; do sleep 0.02; done ;;
 monitor)
 	echo "monitor of $2"

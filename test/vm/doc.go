@@ -31,7 +31,8 @@
 // The scenarios of package test run there, too, over real VLANs: TestScenarios boots
 // each kernel once, runs them in stages (RunStages), and has a subtest for each, with
 // its log. One that skips says what the kernel lacks; one that passes on no kernel
-// fails. Without VIPPIN_FULL=1 only some run, each on one kernel. By hand:
+// fails. Without VIPPIN_FULL=1 those that the list names run, mostly on both kernels,
+// which run side by side. By hand:
 //
 //	make build
 //	CGO_ENABLED=0 go test -c -o .cache/vm/bin/test.test ./test

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"vippin/test/vm"
 	"vippin/test/vm/internal/figures"
@@ -33,50 +32,6 @@ func TestKernels(t *testing.T) {
 			"$2" -test.run '^TestKernel' -test.skip '^TestKernelModulesLate$' -test.v -test.timeout 4m && exit $late`
 		said := run(t, kernel, "sh", "-c", script, "sh", program, smoke)
 		wantPassed(t, said, "TestKernelModulesLate", "TestKernelVerifier", "TestKernelFlowtable")
-	})
-}
-
-// flowtableTests are those of package test that want flow tables, with the kernel that
-// each runs on when not every one is wanted on every kernel.
-var flowtableTests = []scenario{
-	{"TestFlowtableFailover", "6.1"}, {"TestFlowtableStrict", "6.12"}, {"TestFlowtableBack", ""}, {"TestFlowtablePause", ""},
-	{"TestFlowtableUnload", ""}, {"TestFlowtableBridge", ""}, {"TestFlowtableFastpath", ""},
-}
-
-// TestFlowtables: two routers' flows in flow tables (see package test).
-func TestFlowtables(t *testing.T) {
-	forEachKernel(t, func(t *testing.T, kernel vm.Kernel) {
-		program, err := vm.Build(t.Context(), "vippin", "./cmd/vippin")
-		if err != nil {
-			t.Fatal(err)
-		}
-		tests, err := vm.BuildTest(t.Context(), "test.test", "./test")
-		if err != nil {
-			t.Fatal(err)
-		}
-		stage := vm.Stage{
-			Name: "flow tables", Before: before, Program: tests, Package: "./test",
-			Flags: []string{"-test.short", "-test.timeout=15m", "-test.parallel=1"},
-			Env:   []string{"VIPPIN_BIN=" + program, "VIPPIN_LAB_SLOWNESS=" + slowness, "VIPPIN_BULK=1m"},
-		}
-		for _, s := range flowtableTests {
-			if full() || s.kernel == kernel.Series {
-				stage.Tests = append(stage.Tests, s.test)
-			}
-		}
-		result, outcomes, err := vm.RunStages(t.Context(), kernel, vm.Options{Timeout: 20 * time.Minute, MemMB: 2048}, []vm.Stage{stage})
-		t.Logf("%s: started after %.1f s, off after %.1f s", kernel.Package, result.Boot.Seconds(), result.Total.Seconds())
-		if err != nil {
-			t.Fatalf("%v\nthe last words in the machine:\n%s", err, last(result.Output))
-		}
-		for _, name := range stage.Tests {
-			t.Run(name, func(t *testing.T) {
-				if outcomes[0][name].Result == "skip" { // it runs nowhere else
-					t.Fatalf("skipped:\n%s", outcomes[0][name].Log)
-				}
-				report(t, outcomes[0], name)
-			})
-		}
 	})
 }
 
