@@ -131,7 +131,7 @@ var conditions = []struct {
 		{"TestTrunk", "6.12"}, {"TestTrunkFailover", "6.1"}, {"TestTrunkFastpath", "6.12"}, {"TestTrunkLists", "6.12"},
 		{"TestTrunkMany", "6.12"}, {"TestTrunkComesAndGoes", "6.1"}, {"TestTrunkDeletedInSync", "6.1"}, {"TestTrunkVMAC", "6.12"},
 		{"TestTrunkScripts", "6.1"},
-		{"TestTrunkVMACFastpath", "6.1"},
+		{"TestTrunkVMACFastpath", "6.1"}, {"TestBridgeNetfilterVLAN", "all"},
 	}},
 	// Those of flow tables, which need the module nf_flow_table.
 	{"flow tables", nil, []scenario{
