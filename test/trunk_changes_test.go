@@ -50,6 +50,9 @@ func (m *many) placed(i int, ifname string, waiting ...int) {
 	if err != nil {
 		m.t.Fatalf("%v: warnings %q, pins %+v\n%s", err, status.Warnings, status.Pins, m.Describe())
 	}
+	if ifname != "" { // from when the flows of before are noted
+		m.must(m.await("new flows from the VIP by "+ifname, func() (bool, error) { return m.newFlow(i) == m.at(i, vipOctet), nil }))
+	}
 	m.t.Logf("followed within %s", time.Since(begun).Round(time.Millisecond))
 }
 

@@ -128,7 +128,8 @@ func (s *scene) fastAbove(above bool, more, times uint64) {
 	drives := s.fastDrives()
 	stack := s.sentBy(s.RA, func() { s.answers(50, drives...) })
 	s.wantMACs(stack, above)
-	s.vippin(s.RA, "fastpath", "on")
+	_, _, _ = s.Vippin(s.RA, "fastpath", "on") // fails where it is not open within 15 s
+	s.awaitOn(s.RA, "an open fast path", func(state policy.FastpathState) bool { return state.Open })
 	s.settle(s.RA, drives...)
 	fast := s.sentBy(s.RA, func() {
 		s.wantFast(s.RA, s.fastWays(s.RA, func() { s.answers(more, drives...) }), 2*more*uint64(len(drives)), times)
