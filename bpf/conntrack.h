@@ -98,6 +98,11 @@ enum nf_ct_ext_id {
 	NF_CT_EXT_NAT = 1,
 };
 
+enum skb_ext_id {
+	SKB_EXT_BRIDGE_NF,
+	SKB_EXT_SEC_PATH,
+};
+
 struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 tuple_size,
 				  struct bpf_ct_opts *opts, __u32 opts_size) __ksym __weak;
 void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
@@ -147,6 +152,17 @@ static __always_inline int masqueraded_on(struct nf_conn *entry)
 					      (void *)(skb) + bpf_core_field_offset(struct sk_buff, field)); \
 		value;                                                                                       \
 	})
+
+#define HAS_EXTENSION(skb, id)                                                                               \
+	(bpf_core_enum_value_exists(enum skb_ext_id, id) &&                                                  \
+	 bpf_core_field_exists(struct sk_buff, active_extensions) &&                                         \
+	 READ_SKB(skb, active_extensions) >> bpf_core_enum_value(enum skb_ext_id, id) & 1)
+
+/* Has netfilter seen the frame on a port of a bridge (br_netfilter)? */
+static __always_inline bool seen_on_port(struct __sk_buff *skb)
+{
+	return HAS_EXTENSION(skb, SKB_EXT_BRIDGE_NF);
+}
 
 static __always_inline unsigned long read_nfct(struct __sk_buff *skb)
 {

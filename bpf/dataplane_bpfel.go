@@ -194,7 +194,7 @@ type DataplaneIface struct {
 	HasL2   uint8
 	Known   uint8
 	Resting uint8
-	Pad     uint8
+	Bridged uint8
 }
 
 type DataplaneLocalEnd struct {
@@ -316,7 +316,8 @@ const (
 	DataplanePinCounterPIN_ERROR            DataplanePinCounter = 19
 	DataplanePinCounterPIN_HELD             DataplanePinCounter = 20
 	DataplanePinCounterPIN_RESET            DataplanePinCounter = 21
-	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 22
+	DataplanePinCounterPIN_BRIDGE           DataplanePinCounter = 22
+	DataplanePinCounterPIN_COUNTERS         DataplanePinCounter = 23
 )
 
 type DataplanePinFlags uint32
@@ -326,6 +327,8 @@ const (
 	DataplanePinFlagsPIN_ENABLED DataplanePinFlags = 2
 	DataplanePinFlagsPIN_TOGGLED DataplanePinFlags = 4
 	DataplanePinFlagsPIN_RETIRED DataplanePinFlags = 8
+	DataplanePinFlagsPIN_BRIDGE4 DataplanePinFlags = 16
+	DataplanePinFlagsPIN_BRIDGE6 DataplanePinFlags = 32
 )
 
 type DataplanePublicEnd struct {

@@ -157,6 +157,11 @@ func TestDecideUnpinned(t *testing.T) {
 			put(t, d.Uniques, slotAddr(unique4), DataplaneUniqueStateUNIQUE_NEW)
 			put(t, d.Uniques, slotAddr(unique6), DataplaneUniqueStateUNIQUE_NEW)
 		}},
+		{"netfilter on a bridge's port", DataplanePinCounterPIN_BRIDGE, 0, func(t *testing.T) {
+			p := pin(true)
+			p.Flags |= DataplanePinFlagsPIN_BRIDGE4 | DataplanePinFlagsPIN_BRIDGE6
+			put(t, d.Pins, uint32(pinNumber), p)
+		}},
 		{"helper", DataplanePinCounterPIN_HELPER, markHelper, func(*testing.T) {}},
 		{"answered", DataplanePinCounterPIN_BORN_BEFORE, markReplied, func(*testing.T) {}},
 	}

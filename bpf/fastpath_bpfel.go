@@ -333,7 +333,7 @@ type FastpathIface struct {
 	HasL2   uint8
 	Known   uint8
 	Resting uint8
-	Pad     uint8
+	Bridged uint8
 }
 
 type FastpathLearning struct {

@@ -54,6 +54,12 @@ static __always_inline bool is_original(struct __sk_buff *skb)
 	return skb->mark & MARK_VALID;
 }
 
+/* Nobody tells: it may have. */
+static __always_inline bool seen_on_port(struct __sk_buff *skb)
+{
+	return true;
+}
+
 static __always_inline int checksum_state(struct __sk_buff *skb)
 {
 	return -1;

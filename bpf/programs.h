@@ -7,6 +7,7 @@
 #include <linux/pkt_cls.h>
 
 #include "account.h"
+#include "bridge.h"
 #include "claims.h"
 #include "iface.h"
 #include "maps.h"
@@ -18,8 +19,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Always TC_ACT_UNSPEC: whatever else is attached goes on as if we were not
- * there.
+/* TC_ACT_UNSPEC: whatever else is attached goes on as if we were not there. A packet
+ * that comes in again passes it then.
  */
 static __always_inline int finish(struct __sk_buff *skb, bool out, verdict v)
 {
@@ -57,7 +58,8 @@ static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, 
 		v = note_fragment(skb, pkt, iface->slot, out, v);
 	if (digest && !pkt->held && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
 		remember_shortcut(skb, pkt, digest, out, verdict_pin(v));
-	return finish(skb, out, v);
+	finish(skb, out, v);
+	return !out && iface->bridged && was_sent_on(skb, pkt) ? come_in_again(skb) : TC_ACT_UNSPEC;
 }
 
 static __always_inline int handle(struct __sk_buff *skb, bool out)
@@ -72,8 +74,11 @@ static __always_inline int handle(struct __sk_buff *skb, bool out)
 	if (pass_resting(skb, iface, out, &v))
 		return finish(skb, out, v);
 	v = take_shortcut(skb, iface, out, &digest);
-	if (verdict_counter(v) < PIN_COUNTERS)
-		return finish(skb, out, v);
+	if (verdict_counter(v) < PIN_COUNTERS) {
+		finish(skb, out, v);
+		return !out && iface->bridged && verdict_counter(v) == PIN_RETURNED ? come_in_again(skb)
+										    : TC_ACT_UNSPEC;
+	}
 	return long_way(skb, iface, out, digest);
 }
 

@@ -48,10 +48,6 @@ struct rtable {
 
 #pragma clang attribute pop
 
-enum skb_ext_id {
-	SKB_EXT_SEC_PATH = 1,
-};
-
 #define SKB_DST_PTRMASK (~1UL)
 #define DST_METRICS_PTRMASK (~3UL)
 
@@ -86,8 +82,5 @@ static __always_inline __u32 route_mtu(struct dst_entry *dst, bool ipv6)
 /* Did it come out of IPsec? Then somebody may have sent the same without. */
 static __always_inline bool was_decrypted(struct __sk_buff *skb)
 {
-	if (!bpf_core_enum_value_exists(enum skb_ext_id, SKB_EXT_SEC_PATH) ||
-	    !bpf_core_field_exists(struct sk_buff, active_extensions))
-		return false;
-	return READ_SKB(skb, active_extensions) >> bpf_core_enum_value(enum skb_ext_id, SKB_EXT_SEC_PATH) & 1;
+	return HAS_EXTENSION(skb, SKB_EXT_SEC_PATH);
 }

@@ -178,6 +178,8 @@ static __always_inline verdict decide(struct __sk_buff *skb, const struct packet
 		reason = PIN_OFF;
 	else if (addr_is_zero(&end->addr))
 		reason = PIN_NO_VIP;
+	else if (pin->flags & (pkt->ipv6 ? PIN_BRIDGE6 : PIN_BRIDGE4))
+		reason = PIN_BRIDGE;
 	else if (ct->status & (IPS_HELPER | IPS_EXPECTED))
 		reason = PIN_HELPER;
 	else if (ct->status & IPS_SEEN_REPLY)

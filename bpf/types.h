@@ -53,6 +53,7 @@ enum pin_counter {
 	/* What came later stands here: living flows carry the reasons above as numbers. */
 	PIN_HELD, /* answers that were to wait for the peer, PIN_RETURNED too */
 	PIN_RESET, /* TCP RSTs of the router's own, from a VIP */
+	PIN_BRIDGE, /* left with the unique address: netfilter sees the answers on a bridge's port */
 	PIN_COUNTERS,
 };
 
@@ -136,7 +137,7 @@ struct iface {
 	__u8 has_l2; /* frames begin with an Ethernet header */
 	__u8 known; /* 1, since an array has a value for everything */
 	__u8 resting; /* its pin is off and takes everybody, and no mapping is left: nothing is noted */
-	__u8 pad;
+	__u8 bridged; /* a Linux bridge, or on one: netfilter may have seen its frames */
 };
 
 /* shortcuts: each way is the upper 48 bits of a packet's digest and the number
@@ -184,6 +185,9 @@ enum pin_flags {
 	PIN_ENABLED = 1 << 1,
 	PIN_TOGGLED = 1 << 2, /* enabled or disabled by a toggle, not by the configuration */
 	PIN_RETIRED = 1 << 3, /* left the configuration while mappings lived */
+	/* Netfilter sees answers on the port of a bridge, by family. */
+	PIN_BRIDGE4 = 1 << 4,
+	PIN_BRIDGE6 = 1 << 5,
 };
 
 /* pins, by number from 1. With switches.h everything that "pin ls" shows without a

@@ -123,6 +123,12 @@ func (c content) addPin(pin *policy.PlanPin) error {
 	if pin.Retired {
 		value.Flags |= pinRetired
 	}
+	if pin.OnPort4 {
+		value.Flags |= pinBridge4
+	}
+	if pin.OnPort6 {
+		value.Flags |= pinBridge6
+	}
 	c.switches.set(pin.ID, pin.Enabled && !pin.Retired, pin.EnabledBy)
 	value.Vip4.Word, value.Vip6.Word = addrWords(pin.VIP4), addrWords(pin.VIP6)
 	if err := errors.Join(putName(value.Name[:], pin.Name), putName(value.Interface[:], pin.Interface)); err != nil {
@@ -164,6 +170,9 @@ func (c content) addInterface(iface *policy.PlanInterface) error {
 	value := ifaceValue{Slot: iface.Slot, Known: 1}
 	if iface.HasL2 {
 		value.HasL2 = 1
+	}
+	if iface.Bridged {
+		value.Bridged = 1
 	}
 	c.ifaces[uint32(iface.Index)] = value
 	for _, vrid := range iface.VRIDs {
@@ -237,6 +246,7 @@ func (c content) plannedPin(id uint32) policy.PlanPin {
 		Name: getName(value.Name[:]), Interface: getName(value.Interface[:]),
 		VIP4: wordsAddr(value.Vip4.Word), VIP6: wordsAddr(value.Vip6.Word), VIPs: c.vipsOf(id),
 		Enabled: c.switches.on(id), EnabledBy: c.switches.by(id), Retired: value.Flags&pinRetired != 0,
+		OnPort4: value.Flags&pinBridge4 != 0, OnPort6: value.Flags&pinBridge6 != 0,
 	}
 }
 
@@ -258,7 +268,7 @@ func (c content) vipsOf(pin uint32) []netip.Addr {
 
 func (c content) plannedInterface(ifindex uint32) policy.PlanInterface {
 	value := c.ifaces[ifindex]
-	iface := policy.PlanInterface{Index: int(ifindex), Slot: value.Slot, HasL2: value.HasL2 != 0}
+	iface := policy.PlanInterface{Index: int(ifindex), Slot: value.Slot, HasL2: value.HasL2 != 0, Bridged: value.Bridged != 0}
 	for _, pin := range c.pins {
 		if pin.Ifindex == ifindex {
 			iface.Name = getName(pin.Interface[:])

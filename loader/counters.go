@@ -28,7 +28,7 @@ type PinCounters struct {
 	Resets         uint64 // TCP RSTs that this router itself sent from a VIP, of no mapping
 	// Unpinned are packets that left with the router's own address, by reason:
 	// off, backup, stale_role, born_before, no_vip, source, helper, full,
-	// no_port, no_conntrack, fragment, protocol, error. Every reason is there.
+	// no_port, no_conntrack, fragment, protocol, error, bridge. Every reason is there.
 	Unpinned map[string]uint64
 }
 
@@ -55,6 +55,7 @@ var unpinnedReasons = map[bpf.DataplanePinCounter]string{
 	bpf.DataplanePinCounterPIN_FRAGMENT:     "fragment",
 	bpf.DataplanePinCounterPIN_PROTOCOL:     "protocol",
 	bpf.DataplanePinCounterPIN_ERROR:        "error",
+	bpf.DataplanePinCounterPIN_BRIDGE:       "bridge",
 }
 
 // PinCounters reads the counters of every pin, retired ones too. Pin 0 counts

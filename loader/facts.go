@@ -123,6 +123,7 @@ func (r machineReader) sysctls(interfaces []string) map[string]string {
 		"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/all/disable_ipv6", "net/ipv4/conf/all/rp_filter",
 		"net/ipv4/conf/all/arp_ignore", "net/ipv4/conf/all/arp_announce",
 		"net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_events",
+		"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables", "net/bridge/bridge-nf-filter-vlan-tagged",
 	}
 	for _, ifname := range interfaces {
 		names = append(names, "net/ipv4/conf/"+ifname+"/forwarding", "net/ipv4/conf/"+ifname+"/rp_filter",

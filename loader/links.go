@@ -38,7 +38,9 @@ func Observe() (policy.Observed, error) {
 	if err != nil {
 		return policy.Observed{}, fmt.Errorf("list addresses: %w", err)
 	}
-	return observed(links, addrs), nil
+	seen := observed(links, addrs)
+	seen.OnPort = OnPort()
+	return seen, nil
 }
 
 // ErrDisturbed is in the chain of Observe's error when links or addresses change so

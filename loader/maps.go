@@ -45,6 +45,8 @@ const (
 	pinEnabled = bpf.DataplanePinFlagsPIN_ENABLED
 	pinToggled = bpf.DataplanePinFlagsPIN_TOGGLED
 	pinRetired = bpf.DataplanePinFlagsPIN_RETIRED
+	pinBridge4 = bpf.DataplanePinFlagsPIN_BRIDGE4
+	pinBridge6 = bpf.DataplanePinFlagsPIN_BRIDGE6
 
 	uniqueKnown = bpf.DataplaneUniqueStateUNIQUE_KNOWN
 	uniqueNew   = bpf.DataplaneUniqueStateUNIQUE_NEW

@@ -50,7 +50,7 @@ func largePlan(t *testing.T) policy.Plan {
 				ID: 1, Slot: 1, Group: 1, VLAN: policy.VLAN{Outer: 2}, Interface: "wan0", Ifindex: wan,
 				VIP4: netip.MustParseAddr("198.51.100.2"), VIP6: netip.MustParseAddr("2001:db8::2"),
 				VIPs:    addrs("fe80::2", "198.51.100.2", "2001:db8::2", "198.51.100.1"),
-				Enabled: true, EnabledBy: policy.EnabledByToggle,
+				Enabled: true, EnabledBy: policy.EnabledByToggle, OnPort4: true,
 			},
 			{
 				ID: 2, Slot: 1, Group: 3, VLAN: policy.VLAN{Outer: 2}, Name: "voip", Interface: "wan0", Ifindex: wan,
@@ -58,12 +58,12 @@ func largePlan(t *testing.T) policy.Plan {
 			},
 			{
 				ID: 7, Slot: 5, Group: 1, VLAN: policy.VLAN{Outer: 100, Inner: 20}, Interface: "eth9", Enabled: true,
-				VIP6: netip.MustParseAddr("2001:db8:9::2"), VIPs: addrs("2001:db8:9::2"),
+				VIP6: netip.MustParseAddr("2001:db8:9::2"), VIPs: addrs("2001:db8:9::2"), OnPort6: true,
 			},
 		},
 		Interfaces: []policy.PlanInterface{
 			{
-				Index: wan, Name: "wan0", Slot: 1, HasL2: true,
+				Index: wan, Name: "wan0", Slot: 1, HasL2: true, Bridged: true,
 				Uniques: addrs("198.51.100.3", "2001:db8::3"),
 				VIPs:    addrs("198.51.100.1", "198.51.100.2", "198.51.100.4", "2001:db8::2", "fe80::2"),
 				Sources: []policy.PlanSource{

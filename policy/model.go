@@ -81,7 +81,15 @@ func (e *EnabledBy) UnmarshalText(text []byte) error {
 
 // Observed is what the kernel says of its interfaces at one moment.
 type Observed struct {
-	Links []Link
+	Links  []Link
+	OnPort OnPort
+}
+
+// OnPort says what netfilter sees on the ports of this network namespace's bridges,
+// before the bridge's own interface does (br_netfilter, net.bridge.bridge-nf-*).
+type OnPort struct {
+	IPv4, IPv6 bool // call-iptables, call-ip6tables
+	Tagged     bool // filter-vlan-tagged: behind 802.1Q tags, too
 }
 
 // Link is one network interface of this router.
@@ -130,6 +138,7 @@ type PlanInterface struct {
 	Name    string
 	Slot    uint32       // key space of its mappings; 0 = watched only
 	HasL2   bool         // frames begin with an Ethernet header
+	Bridged bool         // a Linux bridge, or on one
 	Uniques []netip.Addr // addresses the router itself owns here: what masquerade may choose
 	VIPs    []netip.Addr // every VIP of the pins here, link-local ones too
 	Sources []PlanSource // which inside prefix belongs to which pin; the longest prefix decides
@@ -167,6 +176,8 @@ type PlanPin struct {
 	Enabled   bool
 	EnabledBy EnabledBy
 	Retired   bool
+	OnPort4   bool // netfilter sees answers on the port of a bridge: no new mapping in this family
+	OnPort6   bool
 }
 
 // PlanGroup is one group of VRRP instances that fail over together.

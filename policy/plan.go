@@ -18,7 +18,7 @@ func MakePlan(cfg *Config, toggles Toggles, seen Observed, current Plan) Plan {
 	p := &planner{
 		cfg: cfg, current: current,
 		before: map[PinKey]PlanPin{}, links: map[string]*Link{}, tagged: map[VLAN][]*Link{},
-		slotOf: map[int]uint32{}, faces: map[int]int{},
+		slotOf: map[int]uint32{}, faces: map[int]int{}, onPort: seen.OnPort,
 	}
 	for i := range seen.Links {
 		link := &seen.Links[i]
@@ -56,8 +56,9 @@ type planner struct {
 	cfg     *Config
 	current Plan
 	before  map[PinKey]PlanPin // current.Pins by key
-	links   map[string]*Link   // seen.Links by name
-	tagged  map[VLAN][]*Link   // seen.Links by their tags
+	onPort  OnPort
+	links   map[string]*Link // seen.Links by name
+	tagged  map[VLAN][]*Link // seen.Links by their tags
 	plan    Plan
 	planned []plannedPin // beside plan.Pins, without the retired ones
 	groups  map[string]uint32
@@ -162,6 +163,7 @@ func (p *planner) placePins(toggles Toggles) {
 		}
 		if link != nil {
 			pin.Ifindex = link.Index
+			p.seenOnPort(&pin, link)
 		}
 		pin.Enabled, pin.EnabledBy = toggles.Decide(config.Key(), config.Enabled)
 		p.plan.Pins = append(p.plan.Pins, pin)

@@ -61,7 +61,7 @@ func (p *planner) interfaceOf(index int) *PlanInterface {
 
 func (p *planner) addInterface(link *Link) *PlanInterface {
 	p.faces[link.Index] = len(p.plan.Interfaces)
-	p.plan.Interfaces = append(p.plan.Interfaces, PlanInterface{Index: link.Index, Name: link.Name, HasL2: link.HasL2})
+	p.plan.Interfaces = append(p.plan.Interfaces, PlanInterface{Index: link.Index, Name: link.Name, HasL2: link.HasL2, Bridged: p.bridgeBelow(link) != nil})
 	return &p.plan.Interfaces[len(p.plan.Interfaces)-1]
 }
 

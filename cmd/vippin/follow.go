@@ -204,12 +204,15 @@ func (d *daemon) hasStrays(some func(ifindex int) bool) bool {
 
 // lookAround notices, now and then, what no event tells of: somebody has taken
 // the programs off an interface (whoever replaces its queue discipline takes
-// clsact filters with it), or the last mapping has gone from an interface that
-// had left the plan.
+// clsact filters with it), the last mapping has gone from an interface that
+// had left the plan, or netfilter looks at bridges, or no more.
 func (d *daemon) lookAround() {
 	every := func(int) bool { return true }
 	if d.state.retry {
 		return
+	}
+	if loader.OnPort() != d.state.observed.OnPort && d.look() {
+		d.replan()
 	}
 	if d.lacksPrograms(every) {
 		d.log.Warn("programs were taken off an interface, they are put on again; look for what changes its queue disciplines or BPF programs")

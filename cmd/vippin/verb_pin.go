@@ -59,6 +59,7 @@ did not and why:
     stale_role     it was MASTER, but nothing has confirmed it lately
     born_before    the connection is older than the pin
     no_vip         the pin has no VIP of this family
+    bridge         netfilter sees the answers before vippin, on a bridge's port
     source         no pin takes this inside host
     helper         the connection has a conntrack helper (FTP, SIP …)
     full           the mapping table is full (dataplane.max_flows)

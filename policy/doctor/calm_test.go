@@ -59,13 +59,23 @@ func TestNoFalseAlarm(t *testing.T) {
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0"}}}
 		}},
 		"a flow table with a bridge, and ports of another one": {master, func(f *Facts) {
-			for i := range f.Observed.Links {
-				if link := &f.Observed.Links[i]; link.Index == vlan2Index {
-					link.Kind = "bridge"
-				}
-			}
+			f.bridge(vlan2Index)
 			f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9", Kind: "device", Master: 49, Up: true})
 			f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0.2", "eth9"}}}
+		}},
+		"a pinned bridge that netfilter leaves alone": {master, func(f *Facts) {
+			f.bridge(vlan2Index)
+			f.sysctl("net/bridge/bridge-nf-call-iptables", "0")
+		}},
+		"a pinned bridge whose other family netfilter sees": {master, func(f *Facts) {
+			f.bridge(vlan20Index)
+			f.sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
+		}},
+		"netfilter on other bridges": {master, func(f *Facts) { f.sysctl("net/bridge/bridge-nf-call-iptables", "1") }},
+		"a bridge below pinned VLANs, with frames that have tags": {master, func(f *Facts) {
+			f.bridge(trunkIndex)
+			f.sysctl("net/bridge/bridge-nf-call-iptables", "1")
+			f.sysctl("net/bridge/bridge-nf-filter-vlan-tagged", "0")
 		}},
 		"a flow table with a bond's device": {master, func(f *Facts) {
 			f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9", Kind: "device", Master: vlan2Index, Up: true})
@@ -244,6 +254,15 @@ func TestRemediesHaveNoProse(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// bridge makes a bridge of a link.
+func (f *Facts) bridge(index int) {
+	for i := range f.Observed.Links {
+		if link := &f.Observed.Links[i]; link.Index == index {
+			link.Kind = "bridge"
 		}
 	}
 }

@@ -82,6 +82,7 @@ var checks = []check{
 	{"masquerade", checkMasquerade},
 	{"snat", checkSNAT},
 	{"flow_offload", checkOffload},
+	{"bridge_netfilter", checkBridgeNetfilter},
 	{"fastpath", checkFastpath},
 	{"conntrack_max", checkConntrackMax},
 	{"max_flows", checkMaxFlows},

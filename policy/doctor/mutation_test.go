@@ -127,14 +127,23 @@ var mutations = []mutation{
 		f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0", "eth1"}, Hardware: true}}
 	}, "flow_offload", Error, []string{"ft", "eth0.2 (VLAN 2)", "NIC of eth0"}, []string{"nft delete flowtable inet f ft"}},
 	{"a bridge's port in a flow table", master, func(f *Facts) {
-		for i := range f.Observed.Links {
-			if link := &f.Observed.Links[i]; link.Index == vlan2Index {
-				link.Kind = "bridge"
-			}
-		}
+		f.bridge(vlan2Index)
 		f.Observed.Links = append(f.Observed.Links, policy.Link{Index: 50, Name: "eth9", Kind: "device", Master: vlan2Index, Up: true})
 		f.Machine.Flowtables = []policy.Flowtable{{Table: "table inet f", Name: "ft", Devices: []string{"eth0.2", "eth9"}}}
 	}, "flow_offload", Error, []string{"ft of table inet f", "eth9, a port of the bridge eth0.2"}, []string{"nft list flowtable inet f ft"}},
+	{"netfilter on a pinned bridge", master, func(f *Facts) {
+		f.bridge(vlan2Index)
+		f.sysctl("net/bridge/bridge-nf-call-iptables", "1")
+	}, "bridge_netfilter", Error, []string{"bridge eth0.2", "198.51.100.2"}, []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0"}},
+	{"netfilter on a pinned bridge, IPv6", master, func(f *Facts) {
+		f.bridge(vlan2Index)
+		f.sysctl("net/bridge/bridge-nf-call-ip6tables", "1")
+	}, "bridge_netfilter", Error, []string{"bridge eth0.2", "2001:db8:2::2"}, []string{"sysctl -w net.bridge.bridge-nf-call-ip6tables=0"}},
+	{"netfilter on a bridge below a pinned VLAN", master, func(f *Facts) {
+		f.bridge(trunkIndex)
+		f.sysctl("net/bridge/bridge-nf-call-iptables", "1")
+		f.sysctl("net/bridge/bridge-nf-filter-vlan-tagged", "1")
+	}, "bridge_netfilter", Error, []string{"bridge eth0 ", "eth0.20 (VLAN 20)"}, []string{"sysctl -w net.bridge.bridge-nf-call-iptables=0"}},
 	{"conntrack near full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "800") },
 		"conntrack_max", Warning, []string{"800 of 1000", "80 %"}, []string{"sysctl -w net.netfilter.nf_conntrack_max=2000"}},
 	{"conntrack full", master, func(f *Facts) { f.sysctl("net/netfilter/nf_conntrack_count", "950") },

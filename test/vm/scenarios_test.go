@@ -141,7 +141,7 @@ var conditions = []struct {
 	// The tests that make trunks themselves.
 	{"trunk", nil, slices.Concat(
 		on("6.1", "TestTrunkFailover", "TestTrunkComesAndGoes", "TestTrunkScripts"),
-		on("6.12", "TestTrunk", "TestTrunkFastpath", "TestTrunkLists", "TestTrunkMany", "TestTrunkVMAC"),
+		on("6.12", "TestBridgeNetfilterVLAN", "TestTrunk", "TestTrunkFastpath", "TestTrunkLists", "TestTrunkMany", "TestTrunkVMAC"),
 		on("", "TestTrunkVMACFastpath", "TestTrunkDeletedInSync"),
 	)},
 	// Those of flow tables, which need the module nf_flow_table.
@@ -157,10 +157,11 @@ var conditions = []struct {
 	{"qinq", []string{"VIPPIN_LAB_TRUNK=qinq"}, wanted(core)},
 }
 
-// before readies the machine: the kernel loads this module by itself only when its
-// helper is not built in; a slow processor needs longer queues; and grace periods of RCU,
-// one with each program of tcx, take a tenth of a second there unless they are hurried.
-const before = "modprobe -a nf_nat_ftp && echo 20000 > /proc/sys/net/core/netdev_max_backlog && " +
+// before readies the machine: the kernel loads nf_nat_ftp by itself only when its
+// helper is not built in, br_netfilter never; a slow processor needs longer queues; and
+// grace periods of RCU, one with each program of tcx, take a tenth of a second there
+// unless they are hurried.
+const before = "modprobe -a nf_nat_ftp br_netfilter && echo 20000 > /proc/sys/net/core/netdev_max_backlog && " +
 	"echo 8388608 > /proc/sys/net/core/rmem_max && echo 1 > /sys/kernel/rcu_expedited"
 
 // stagesOn are the stages of one boot.
