@@ -217,7 +217,7 @@ func TestPinState(t *testing.T) {
 	sevenEach := 7 * uint64(possibleCPUs())
 	row := rows[0]
 	if row.Enabled || row.EnabledBy != policy.EnabledByToggle || row.Flows != 1 || row.PacketsPinned != sevenEach ||
-		row.PacketsUnpinned != sevenEach || row.UnpinnedBy["off"] != sevenEach || len(row.UnpinnedBy) != 13 {
+		row.PacketsUnpinned != sevenEach || row.UnpinnedBy["off"] != sevenEach || len(row.UnpinnedBy) != len(unpinnedReasons) {
 		t.Errorf("row %+v", row)
 	}
 	var flows []policy.Mapping

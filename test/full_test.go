@@ -15,22 +15,21 @@ import (
 	"vippin/test/traffic"
 )
 
-// ended picks the conntrack entries of inside flows, by their source ports.
-type ended []netip.AddrPort
+// ended picks the conntrack entries of inside flows, by protocol and source port: the
+// kernel may give a TCP and a UDP socket the same one.
+type ended []traffic.FlowReport
 
 // MatchConntrackFlow is netlink.CustomConntrackFilter's.
 func (e ended) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	addr, _ := netip.AddrFromSlice(flow.Forward.SrcIP)
-	return slices.Contains(e, netip.AddrPortFrom(addr.Unmap(), flow.Forward.SrcPort))
+	from, protocols := netip.AddrPortFrom(addr.Unmap(), flow.Forward.SrcPort), map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}
+	return slices.ContainsFunc(e, func(f traffic.FlowReport) bool { return f.Local == from && f.Proto == protocols[flow.Forward.Protocol] })
 }
 
 // forget ends flows and has the router's conntrack forget them at once.
 func (s *scene) forget(r *lab.Router, flows traffic.Flows) {
 	s.t.Helper()
-	var clients ended
-	for _, f := range flows.Stop().Flows {
-		clients = append(clients, f.Local)
-	}
+	clients := ended(flows.Stop().Flows)
 	n, err := r.Netlink().ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, clients)
 	s.must(err)
 	if int(n) != len(clients) {
