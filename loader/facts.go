@@ -36,11 +36,13 @@ func Machine(opts MachineOptions) policy.Machine {
 		m.Unread = append(m.Unread, fmt.Sprintf("the file system of %s: %v", m.BPFFS.Dir, errors.Unwrap(err)))
 	}
 	m.BPFFS.Known, m.BPFFS.Mounted = err == nil, mounted
-	if m.Counters, err = linkCounters(); err != nil {
-		m.Unread = append(m.Unread, fmt.Sprintf("packets of links: %v", err))
-	}
-	if err := lookAbove(&m); err != nil {
-		m.Unread = append(m.Unread, fmt.Sprintf("what is around virtual MACs: %v", err))
+	if links, err := undisturbed(netlink.LinkList); err != nil {
+		m.Unread = append(m.Unread, fmt.Sprintf("packets of links, and what is around virtual MACs: list links: %v", err))
+	} else {
+		m.Counters = linkCounters(links)
+		if err := lookAbove(&m, links); err != nil {
+			m.Unread = append(m.Unread, fmt.Sprintf("what is around virtual MACs: %v", err))
+		}
 	}
 	rules, tables, err := readRuleset()
 	if err != nil {
@@ -210,18 +212,14 @@ func (r machineReader) deviceOf(table, dir string) string {
 	return device
 }
 
-func linkCounters() (map[int]policy.LinkCounters, error) {
-	links, err := undisturbed(netlink.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
+func linkCounters(links []netlink.Link) map[int]policy.LinkCounters {
 	counters := make(map[int]policy.LinkCounters, len(links))
 	for _, link := range links {
 		if s := link.Attrs().Statistics; s != nil {
 			counters[link.Attrs().Index] = policy.LinkCounters{In: s.RxPackets, Out: s.TxPackets, InMulticast: s.Multicast}
 		}
 	}
-	return counters, nil
+	return counters
 }
 
 // attachedTo says of each interface of the dataplane pinned below dir whether

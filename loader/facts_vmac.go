@@ -15,11 +15,7 @@ import (
 
 // lookAbove reads what tells how packets come to interfaces with a virtual MAC, and
 // leave by them; where there is none, nothing. Tables of routes may be large.
-func lookAbove(m *policy.Machine) error {
-	links, err := undisturbed(netlink.LinkList)
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
+func lookAbove(m *policy.Machine, links []netlink.Link) (err error) {
 	if !slices.ContainsFunc(links, func(link netlink.Link) bool { return link.Type() == "macvlan" }) {
 		return nil
 	}

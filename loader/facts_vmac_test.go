@@ -53,12 +53,19 @@ func TestWays(t *testing.T) {
 func TestLookAbove(t *testing.T) {
 	enterNamespace(t)
 	addVeth(t, "lan0", "lan1")
+	look := func(m *policy.Machine) error {
+		links, err := undisturbed(netlink.LinkList)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lookAbove(m, links)
+	}
 	var m policy.Machine
-	if err := lookAbove(&m); err != nil || m.Neighbours != nil || m.Ways4 != nil || m.Ways6 != nil {
+	if err := look(&m); err != nil || m.Neighbours != nil || m.Ways4 != nil || m.Ways6 != nil {
 		t.Errorf("without a macvlan: %+v, %v", m, err)
 	}
 	macvlanOnVeth(t)
-	if err := lookAbove(&m); err != nil || m.Neighbours == nil || m.Ways4 == nil || m.Ways6 == nil {
+	if err := look(&m); err != nil || m.Neighbours == nil || m.Ways4 == nil || m.Ways6 == nil {
 		t.Errorf("with one: %+v, %v", m, err)
 	}
 }
