@@ -227,23 +227,23 @@ type DataplaneOwnAdvert struct {
 }
 
 type DataplanePacket struct {
-	_         structs.HostLayout
-	L3Off     uint32
-	L4Off     uint32
-	L4Len     uint32
-	Ipv6      bool
-	Fragment  uint8
-	Proto     uint8
-	Ttl       uint8
-	IcmpType  uint8
-	TcpFlags  uint8
-	Held      bool
-	_         [1]byte
-	IpCheck   uint16
-	VlanOuter uint16
-	VlanInner uint16
-	_         [2]byte
-	Src       struct {
+	_          structs.HostLayout
+	L3Off      uint32
+	L4Off      uint32
+	L4Len      uint32
+	Ipv6       bool
+	Fragment   uint8
+	Proto      uint8
+	Ttl        uint8
+	IcmpType   uint8
+	TcpFlags   uint8
+	NoShortcut bool
+	_          [1]byte
+	IpCheck    uint16
+	VlanOuter  uint16
+	VlanInner  uint16
+	_          [2]byte
+	Src        struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}

@@ -137,7 +137,7 @@ static __always_inline __u32 *virtual_at(__u32 place, const __u8 *mac)
 {
 	struct fast_virtual key = {.place = place, .family = mac[4], .vrid = mac[5]};
 
-	if (mac[0] | mac[1] | (mac[2] ^ 0x5e) | mac[3])
+	if (!is_virtual_mac(mac))
 		return NULL;
 	return bpf_map_lookup_elem(&fast_virtual, &key);
 }

@@ -97,7 +97,7 @@ func TestFastExits(t *testing.T) {
 		}},
 		{"another ethertype", FastpathFastExitFAST_NOT_IP, 0, 0, octet(12, 0x06)},
 		{"another version", FastpathFastExitFAST_NOT_IP, 0, 0, l3(0, 0, 0x55)},
-		{"not to us, first octet", FastpathFastExitFAST_OTHER_HOST, 0, 0, octet(0, 0)},
+		{"not to us, first octet", FastpathFastExitFAST_OTHER_HOST, 0, 0, octet(0, 2)},
 		{"not to us, fourth octet", FastpathFastExitFAST_OTHER_HOST, 0, 0, octet(3, 1)},
 		{"not to us, last octet", FastpathFastExitFAST_OTHER_HOST, 0, 0, octet(5, 3)},
 		{"broadcast", FastpathFastExitFAST_OTHER_HOST, 0, 0, func(_ *fastFlow, b []byte) []byte {

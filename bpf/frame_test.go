@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	routerMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 1}
+	routerMAC = net.HardwareAddr{0, 0, 0, 0, 0, 0} // loopback's: there the programs run
 	otherMAC  = net.HardwareAddr{0x02, 0, 0, 0, 0, 2}
 )
 

@@ -31,7 +31,7 @@ static __always_inline void hold_answer(struct __sk_buff *skb, struct packet *pk
 	if (!h || !must_wait(end, h))
 		return;
 	skb->mark = (skb->mark & ~h->mask) | (h->mark & h->mask);
-	pkt->held = true;
+	pkt->no_shortcut = true;
 	count_pin(end->pin, PIN_HELD);
 }
 

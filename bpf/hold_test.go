@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"net"
 	"runtime"
 	"testing"
 	"unsafe"
@@ -383,6 +384,43 @@ func TestPassages(t *testing.T) {
 			t.Errorf("in the next reign at %d, want after %d", again, first)
 		}
 	})
+}
+
+// An answer that a switch sent everywhere is another router's: the first one that
+// comes to this router is told of, and would not be by the short way.
+func TestPassageOfAnother(t *testing.T) {
+	d := newDataplane(t)
+	for _, c := range []struct {
+		name string
+		to   net.HardwareAddr
+		want bool
+	}{
+		{"this router", routerMAC, true},
+		{"another one", otherMAC, false},
+		{"a virtual router", net.HardwareAddr{0, 0, 0x5e, 0, 1, 20}, true},
+		{"a virtual router of IPv6", net.HardwareAddr{0, 0, 0x5e, 0, 2, 20}, true},
+		{"multicast", net.HardwareAddr{1, 0, 0x5e, 0, 1, 20}, true},
+		{"almost a virtual router", net.HardwareAddr{0, 0, 0x5e, 1, 1, 20}, false},
+	} {
+		eachFlow(t, func(t *testing.T, direction string, fl flow) {
+			if direction == egress {
+				return
+			}
+			d.reset(t)
+			d.newEpoch(t)
+			d.mapFlow(t, fl)
+			put(t, d.Roles, uint32(pinNumber), DataplaneRole{Role: roleMaster, SinceNs: 1})
+			in, want := fl.frames(direction)
+			in.to, want.to = c.to, c.to
+			d.expect(t, direction, in.bytes(t), want.bytes(t), skBuff{}, checksumNone, rewritten(direction))
+			if noted := d.passage(t).InNs != 0; noted != c.want {
+				t.Errorf("to %s: noted %v, want %v", c.name, noted, c.want)
+			}
+			if !c.want && d.knows(t, direction, in.bytes(t), skBuff{}) {
+				t.Errorf("to %s: the next one takes the short way", c.name)
+			}
+		})
+	}
 }
 
 // What leaves without the VIP is no first packet.

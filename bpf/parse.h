@@ -54,6 +54,12 @@ static __always_inline bool addr_is_zero(const struct addr *a)
 	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
 }
 
+/* Is it a virtual router's (RFC 9568 section 7.3)? */
+static __always_inline bool is_virtual_mac(const __u8 *mac)
+{
+	return !(mac[0] | mac[1] | (mac[2] ^ 0x5e) | mac[3]);
+}
+
 /* A priority tag (VLAN 0) counts as none. */
 static __always_inline void note_tag(struct packet *pkt, __u16 tci)
 {

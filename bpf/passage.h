@@ -4,7 +4,22 @@
  */
 #pragma once
 
+#include <linux/if_packet.h>
+
 #include "maps.h"
+#include "parse.h"
+
+/* A switch that has lost a port sends what was for that one's router everywhere, and
+ * the IP layer throws it away. To a virtual MAC it is for the macvlan that has it.
+ */
+static __always_inline bool is_for_another(struct __sk_buff *skb)
+{
+	__u8 *to = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (skb->pkt_type != PACKET_OTHERHOST)
+		return false;
+	return to + ETH_ALEN > end || !is_virtual_mac(to);
+}
 
 /* When this router began to advertise; without adverts, when the daemon made it
  * what it is.

@@ -56,7 +56,7 @@ static __always_inline int long_way(struct __sk_buff *skb, struct iface *iface, 
 	v = out ? pin_egress(skb, pkt, iface->slot) : pin_ingress(skb, pkt, iface->slot);
 	if (pkt->fragment == FIRST_FRAGMENT)
 		v = note_fragment(skb, pkt, iface->slot, out, v);
-	if (digest && !pkt->held && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
+	if (digest && !pkt->no_shortcut && verdict_counter(v) == (out ? PIN_PINNED : PIN_RETURNED))
 		remember_shortcut(skb, pkt, digest, out, verdict_pin(v));
 	finish(skb, out, v);
 	return !out && iface->bridged && was_sent_on(skb, pkt) ? come_in_again(skb) : TC_ACT_UNSPEC;

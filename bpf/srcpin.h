@@ -358,7 +358,10 @@ static __always_inline verdict pin_ingress(struct __sk_buff *skb, struct packet 
 		return judged(end->pin, PIN_ERROR);
 	if (pkt->fragment)
 		note_remote(&key);
-	note_passage(end->pin, false);
+	if (is_for_another(skb))
+		pkt->no_shortcut = true; /* the first one that is for this router is noted */
+	else
+		note_passage(end->pin, false);
 	hold_answer(skb, pkt, end);
 	return judged(end->pin, PIN_RETURNED);
 }

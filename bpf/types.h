@@ -354,7 +354,7 @@ struct packet {
 	__u8 ttl;
 	__u8 icmp_type;
 	__u8 tcp_flags; /* 0 in a quotation */
-	_Bool held; /* its answer waits for the peer */
+	_Bool no_shortcut; /* the flow's packets go on taking the long way */
 	__be16 ip_check; /* IPv4's header checksum */
 	__u16 vlan_outer; /* tags still in the frame, 0 = none */
 	__u16 vlan_inner;
