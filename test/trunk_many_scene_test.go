@@ -158,7 +158,8 @@ func (m *many) newFlow(i int) netip.Addr {
 func (m *many) wantNew(what string, i int, last byte) {
 	m.t.Helper()
 	if got := m.newFlow(i); got != m.at(i, last) {
-		m.t.Errorf("%s: a new flow by VLAN %d came from %s, want %s", what, m.tag(i), got, m.at(i, last))
+		m.t.Errorf("%s: a new flow by VLAN %d came from %s, want %s; not pinned were: %v",
+			what, m.tag(i), got, m.at(i, last), m.pin(m.RA, m.tag(i)).UnpinnedBy)
 	}
 }
 
