@@ -32,7 +32,7 @@ func TestScenarios(t *testing.T) {
 		mu.Unlock()
 		stages := stagesOn(t, kernel.Series)
 		result, outcomes, err := vm.RunStages(t.Context(), kernel,
-			vm.Options{Timeout: 90 * time.Minute, MemMB: 2048, Output: liveLog(t, kernel.Series)}, stages)
+			vm.Options{Timeout: 150 * time.Minute, MemMB: 2048, Output: liveLog(t, kernel.Series)}, stages)
 		t.Logf("%s: started after %.1f s, off after %.1f s", kernel.Package, result.Boot.Seconds(), result.Total.Seconds())
 		for i, stage := range stages {
 			t.Run(stage.Name, func(t *testing.T) {
