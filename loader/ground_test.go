@@ -5,11 +5,13 @@ package loader
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vippin/loader/conntrack"
 )
@@ -50,6 +52,23 @@ func TestLostGround(t *testing.T) {
 				mustSweep(t, c, "at the end", monotonic()+cutOffStay, 2-want)
 			})
 		}
+	}
+}
+
+// TestNativeGoesWithItsGround: a mapping that leads to itself does nothing for a flow
+// that conntrack has forgotten.
+func TestNativeGoesWithItsGround(t *testing.T) {
+	_, c := newCollectorLab(t)
+	key := newFlowKey(1, unix.IPPROTO_UDP, netip.MustParseAddrPort("198.51.100.2:4000"), netip.MustParseAddrPort("198.51.100.9:7777"))
+	native := publicEnd{Port: key.SelfPort, Pin: 1, Flags: mappingNative}
+	native.Addr.Word = key.Self.Word
+	must(t, c.d.maps.ByPublic.Put(key, localEnd{Addr: key.Self, Port: key.SelfPort, Pin: 1, Flags: mappingNative}))
+	must(t, c.d.maps.ByLocal.Put(key, native))
+	setDown(t, "wan0")
+	must(t, c.reconcile(context.Background()))
+	mustSweep(t, c, "after the grace time", monotonic(), 1)
+	if has(t, c.d.maps.ByLocal, key) {
+		t.Error("the native mapping stays")
 	}
 }
 
