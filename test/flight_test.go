@@ -22,8 +22,13 @@ import (
 	"vippin/test/traffic"
 )
 
-// accuracy is how far a record's times may be from what the wire says.
-const accuracy = 5 * time.Millisecond
+// How far a record's times may be from what the wire says: those that the programs
+// took, where the machine may stand still for a moment between program and capture,
+// and those of what the kernel tells a daemon that waits for a processor.
+const (
+	accuracy = 20 * time.Millisecond
+	told     = time.Second
+)
 
 // A failover's record says what a packet capture of it says, knows what became of
 // the flows, and outlives the daemon.
@@ -226,9 +231,9 @@ func (p *pair) compareWithWire(record policy.Failover, wire captures) {
 		flight.FirstPinned:    on(isFromVIP, wire.wan),
 		flight.FirstReply:     on(wire.isToVIP, wire.wan),
 	} {
-		step, told := stepOf(record, what)
-		if !told || len(seen) == 0 {
-			p.t.Errorf("%s: told %t, seen on the wire %d times", what, told, len(seen))
+		step, known := stepOf(record, what)
+		if !known || len(seen) == 0 {
+			p.t.Errorf("%s: told %t, seen on the wire %d times", what, known, len(seen))
 			continue
 		}
 		off := step.Time.Sub(seen[0])
@@ -240,13 +245,13 @@ func (p *pair) compareWithWire(record policy.Failover, wire captures) {
 	// keepalived advertises, adds the VIPs, and announces them by ARP.
 	announced := on(isAnnouncement, wire.wan)
 	own, _ := stepOf(record, flight.FirstOwnAdvert)
-	added, told := stepOf(record, flight.VIPAdded, vip.V4.String())
+	added, known := stepOf(record, flight.VIPAdded, vip.V4.String())
 	role, _ := stepOf(record, flight.RoleDecided)
 	inForce, _ := stepOf(record, flight.RoleInForce)
 	switch {
-	case !told || len(announced) == 0:
-		p.t.Errorf("VIP added: told %t, announced %d times", told, len(announced))
-	case added.Time.Before(own.Time) || added.Time.After(announced[0].Add(accuracy)):
+	case !known || len(announced) == 0:
+		p.t.Errorf("VIP added: told %t, announced %d times", known, len(announced))
+	case added.Time.Before(own.Time) || added.Time.After(announced[0].Add(told)):
 		p.t.Errorf("VIP added at %s, the first own advert left at %s, the announcement at %s", added.Time, own.Time, announced[0])
 	case role.Time.Before(added.Time) || inForce.Time.Before(role.Time):
 		p.t.Errorf("VIP added at %s, role decided %s, in force %s", added.Time, role.Time, inForce.Time)
