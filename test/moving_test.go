@@ -264,12 +264,14 @@ func TestRenamedThenDeleted(t *testing.T) {
 	m.ip(m.RA.Node, "link set wan0 name wanx0")
 	m.warned("pin 2", "interface wan0 does not exist")
 	flows.goesOn(m.scene)
-	m.ip(m.RA.Node, "link del wanx0")
+	flows.flows.Between(func() { m.ip(m.RA.Node, "link del wanx0") })
 	m.follow("wan0")
 	m.cable("wan0", wanMAC, 0)
+	m.follow("wan0")
 	m.configure("wan0")
 	m.follow("wan0")
 	m.sees(m.Hosts[0], lab.ServerWAN, vip)
+	flows.goesOn(m.scene)
 
 	// And when its last mapping has ended, the programs go.
 	flows.flows.Stop()
