@@ -323,8 +323,8 @@ func TestDownAndUp(t *testing.T) {
 		t.Errorf("evidence %q, want that wan0 is down", evidence)
 	}
 	m.ip(m.RA.Node, append([]string{"link set wan0 up"}, routes("wan0")...)...)
-	m.follow("wan0")
 	m.unwarned()
+	m.follow("wan0")
 	m.sees(m.Hosts[0], lab.ServerWAN, vip)
 	flows.goesOn(m.scene)
 }
