@@ -26,6 +26,7 @@ import (
 // The rhythm of removal.
 const (
 	dyingGrace    = 2 * time.Second // a late destroy event must not hit a flow that took up the tuple
+	cutOffStay    = 5 * time.Minute // of flows whose interface or address went; TCP gets through 2.5 min of silence (RFC 6298, 5.5)
 	sweepEvery    = 2 * time.Second // how often ripe ones are looked for: each time every flow loses its shortcut
 	sweepMost     = 32768           // of them in one go
 	verifyBatch   = 128             // conntrack look-ups in one exchange
@@ -42,6 +43,7 @@ type doomed struct {
 // death is what is known of its end.
 type death struct {
 	at    time.Duration // CLOCK_MONOTONIC; a packet out after that revives it
+	stay  time.Duration // longer than the grace time
 	zone  uint16        // of the conntrack entry that went
 	entry uint64        // unpinned: the value's conntrack; another one is another flow
 }
@@ -51,12 +53,17 @@ type death struct {
 // when they were silent for the grace time and conntrack confirms that it does
 // not know the flow, they go.
 //
+// Mappings of flows that lost their ground have not ended: the kernel forgot them
+// when an interface or an address went. They stay for longer, so that those which
+// go on when it is back find their public end.
+//
 // Of a mapping the local end goes first. The public end is the reservation: were
 // it to go first, another flow could take it while the first one still used it.
 type collector struct {
 	d    *Dataplane
 	log  *slog.Logger
 	conn *conntrack.Conn
+	land *ground
 
 	mu     sync.Mutex
 	dying  map[doomed]death
@@ -68,7 +75,16 @@ func newCollector(d *Dataplane, log *slog.Logger) (*collector, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &collector{d: d, log: log, conn: conn, dying: make(map[doomed]death)}, nil
+	land, err := newGround(d, log)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return &collector{d: d, log: log, conn: conn, land: land, dying: make(map[doomed]death)}, nil
+}
+
+func (c *collector) close() {
+	_ = c.conn.Close()
+	c.land.close()
 }
 
 // Ends is who hears of the ends of flows. The functions must not wait: the kernel
@@ -111,7 +127,7 @@ func (d *Dataplane) Collect(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("collect dead mappings: %w", err)
 	}
-	defer func() { _ = c.conn.Close() }()
+	defer c.close()
 	enableEvents(log)
 
 	overrun := make(chan struct{}, 1)
@@ -213,7 +229,7 @@ func (c *collector) destroyed(flow *conntrack.Flow) error {
 		if !ok {
 			continue
 		}
-		if err := c.mark(key, flow.Reply.Zone); err != nil {
+		if err := c.mark(key, flow); err != nil {
 			return err
 		}
 	}
@@ -221,7 +237,7 @@ func (c *collector) destroyed(flow *conntrack.Flow) error {
 }
 
 // mark notes that the flow behind key seems to have ended now.
-func (c *collector) mark(key flowKey, zone uint16) error {
+func (c *collector) mark(key flowKey, flow *conntrack.Flow) error {
 	var end publicEnd
 	var note leftAlone
 	mapped, err := found(c.d.maps.ByLocal.Lookup(key, &end))
@@ -232,16 +248,29 @@ func (c *collector) mark(key flowKey, zone uint16) error {
 	if err != nil {
 		return fmt.Errorf("read map unpinned: %w", err)
 	}
+	var stay time.Duration
+	if mapped && wasCutOff(flow) {
+		stay = c.stays(&key, &end)
+	}
 	now := monotonic()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if mapped {
-		c.dying[doomed{key, false}] = death{at: now, zone: zone}
+		c.dying[doomed{key, false}] = death{at: now, stay: stay, zone: flow.Reply.Zone}
 	}
 	if noted {
-		c.dying[doomed{key, true}] = death{at: now, zone: zone, entry: note.Conntrack}
+		c.dying[doomed{key, true}] = death{at: now, zone: flow.Reply.Zone, entry: note.Conntrack}
 	}
 	return nil
+}
+
+// stays tells for how much longer a mapping stays whose flow conntrack has
+// forgotten. A native one is of no use then: only conntrack translates.
+func (c *collector) stays(key *flowKey, end *publicEnd) time.Duration {
+	if end.Flags&mappingNative == 0 && c.land.lost(key) {
+		return cutOffStay
+	}
+	return 0
 }
 
 // refresh learns which addresses are local ends. An address that came since the
@@ -300,7 +329,7 @@ func (c *collector) ripe(before time.Duration) map[doomed]death {
 	defer c.mu.Unlock()
 	list := make(map[doomed]death)
 	for what, end := range c.dying {
-		if end.at <= before {
+		if end.at+end.stay <= before {
 			list[what] = end
 			if len(list) == sweepMost {
 				break
@@ -317,7 +346,7 @@ func (d *Dataplane) Sweep() (removed int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("sweep dead mappings: %w", err)
 	}
-	defer func() { _ = c.conn.Close() }()
+	defer c.close()
 	ctx := context.Background()
 	if err := c.reconcile(ctx); err != nil {
 		return 0, fmt.Errorf("sweep dead mappings: %w", err)

@@ -116,6 +116,7 @@ func startCollect(t *testing.T, d *Dataplane, ns netns.NsHandle, log *logBuffer)
 func TestCollect(t *testing.T) {
 	ns := enterNamespace(t)
 	ifindex := addVeth(t, "wan0", "wan1")
+	addAddr(t, up(t, "wan0"), "198.51.100.3/24")
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	mustApply(t, d, onePin(ifindex, "wan0", true))
 	conn, err := conntrack.Dial()
@@ -196,6 +197,7 @@ func TestCollect(t *testing.T) {
 func TestSweep(t *testing.T) {
 	enterNamespace(t)
 	ifindex := addVeth(t, "wan0", "wan1")
+	addAddr(t, up(t, "wan0"), "198.51.100.3/24")
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	mustApply(t, d, onePin(ifindex, "wan0", true))
 	conn, err := conntrack.Dial()

@@ -197,7 +197,7 @@ func (c *collector) suspects() (map[doomed]death, error) {
 	list := make(map[doomed]death)
 	err := scanMap(c.d.maps.ByLocal, func(key flowKey, end publicEnd) bool {
 		if now-time.Duration(end.LastOutNs) > dyingGrace {
-			list[doomed{key, false}] = death{at: now}
+			list[doomed{key, false}] = death{at: now, stay: c.stays(&key, &end)}
 		}
 		return true
 	})

@@ -242,7 +242,7 @@ func TestWatchOutlivesASlowReader(t *testing.T) {
 		}
 		break
 	}
-	if read > 20 {
+	if read > 200 { // of 400 changes; some are told while they are read
 		t.Errorf("%d events before the last one: equal ones were not merged", read)
 	}
 }

@@ -5,6 +5,7 @@ package test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -67,6 +68,21 @@ func (l *living) goesOn(s *scene) {
 	}
 }
 
+// outlast waits until the mappings of flows that the kernel has forgotten have been
+// silent for longer than those of flows that end are kept.
+func (s *scene) outlast(l *living) {
+	s.t.Helper()
+	var flows []policy.FlowStatus
+	err := s.await("mappings that stay", func() (bool, error) {
+		flows = s.flows(s.RA)
+		silent := func(flow policy.FlowStatus) bool { return flow.Client == "" && flow.Idle > 4 }
+		return !slices.ContainsFunc(flows, func(flow policy.FlowStatus) bool { return !silent(flow) }), nil
+	})
+	if err != nil || len(flows) != len(l.sources) {
+		s.t.Fatalf("%d flows were forgotten, the mappings that stay are %+v (%v)", len(l.sources), flows, err)
+	}
+}
+
 // An interface that is not there when vippin starts: its pin waits, status says
 // for what. Without the link event nothing would ever be pinned on it.
 func TestInterfaceAppearsLater(t *testing.T) {
@@ -90,18 +106,20 @@ func TestInterfaceAppearsLater(t *testing.T) {
 }
 
 // VyOS deletes and makes interfaces on commit. The kernel forgets the flows; the
-// mappings stay for a moment, and take the flows that go on to the same public
-// end, when the programs are there before the first packet.
+// mappings stay for some minutes, and take the flows that go on to the same public
+// end, when the programs are there before the first packet. It is the client that
+// must speak: conntrack cannot know whose an answer is.
 func TestInterfaceMadeAnew(t *testing.T) {
 	m := setMoving(t, "anew", lab.Options{Hosts: 1, SingleRouter: true})
 	m.begin(onWAN)
 	m.unwarned()
 	m.run("with another number", func(m *moving) {
 		before, flows := m.number("wan0"), m.live(4000)
-		m.ip(m.RA.Node, "link del wan0")
+		flows.flows.Between(func() { m.ip(m.RA.Node, "link del wan0") })
 		m.awaitForgotten(own.V4)
 		m.follow("wan0")
 		m.warned("pin 2", "interface wan0 does not exist")
+		m.outlast(flows)
 		m.cable("wan0", wanMAC, 0)
 		if now := m.number("wan0"); now == before {
 			m.t.Fatalf("wan0 has number %d again", now)
@@ -246,12 +264,14 @@ func TestRenamedThenDeleted(t *testing.T) {
 	m.ip(m.RA.Node, "link set wan0 name wanx0")
 	m.warned("pin 2", "interface wan0 does not exist")
 	flows.goesOn(m.scene)
-	m.ip(m.RA.Node, "link del wanx0")
+	flows.flows.Between(func() { m.ip(m.RA.Node, "link del wanx0") })
 	m.follow("wan0")
 	m.cable("wan0", wanMAC, 0)
+	m.follow("wan0")
 	m.configure("wan0")
 	m.follow("wan0")
 	m.sees(m.Hosts[0], lab.ServerWAN, vip)
+	flows.goesOn(m.scene)
 
 	// And when its last mapping has ended, the programs go.
 	flows.flows.Stop()
@@ -295,15 +315,16 @@ func TestDownAndUp(t *testing.T) {
 	m.begin(onWAN)
 	m.unwarned()
 	flows := m.live(4000)
-	m.ip(m.RA.Node, "link set wan0 down")
+	flows.flows.Between(func() { m.ip(m.RA.Node, "link set wan0 down") })
 	m.awaitForgotten(own.V4)
 	m.becomes(policy.RoleFault)
+	m.outlast(flows)
 	if evidence := m.status(m.RA).Groups[0].Evidence; !strings.Contains(strings.Join(evidence, "\n"), "wan0 is down") {
 		t.Errorf("evidence %q, want that wan0 is down", evidence)
 	}
 	m.ip(m.RA.Node, append([]string{"link set wan0 up"}, routes("wan0")...)...)
-	m.follow("wan0")
 	m.unwarned()
+	m.follow("wan0")
 	m.sees(m.Hosts[0], lab.ServerWAN, vip)
 	flows.goesOn(m.scene)
 }

@@ -132,7 +132,7 @@ type Flow struct {
 	Orig, Reply Tuple
 	Master      *Tuple // original tuple of the entry whose helper expected this one, or nil
 	Status      Status
-	Timeout     time.Duration // left to live, in seconds; 0 in destroy events
+	Timeout     time.Duration // left to live, in seconds; in destroy events too, 0 if it ran out
 	Mark        uint32
 	// ID normally tells an entry from another one of the same tuples. It is a
 	// hash of the entry's place in memory and its tuples, so a successor made

@@ -44,6 +44,7 @@ type Flow struct {
 	reader *bufio.Reader
 	cancel context.CancelFunc
 	done   chan struct{}
+	turn   chan struct{} // full while a request is under way, or none may be
 
 	mu      sync.Mutex
 	report  FlowReport
@@ -78,7 +79,7 @@ func StartFlow(ctx context.Context, in Enter, opts FlowOptions) (*Flow, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &Flow{
 		opts: opts, conn: conn, reader: bufio.NewReaderSize(conn, 512),
-		cancel: cancel, done: make(chan struct{}),
+		cancel: cancel, done: make(chan struct{}), turn: make(chan struct{}, 1),
 		report: FlowReport{ID: opts.ID, Proto: opts.Proto, Local: local, Remote: opts.Remote},
 	}
 	if err := f.first(ctx); err != nil {
@@ -118,7 +119,13 @@ func (f *Flow) run(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		select {
+		case <-ctx.Done():
+			return
+		case f.turn <- struct{}{}:
+		}
 		err := f.exchange()
+		<-f.turn
 		if ctx.Err() != nil {
 			return
 		}
@@ -264,6 +271,16 @@ func StartFlows(ctx context.Context, in Enter, count int, opts func(i int) FlowO
 		return nil, err
 	}
 	return flows, nil
+}
+
+// Between does something while no flow waits for an answer: each has one to its
+// last request, and sends the next one afterwards.
+func (fs Flows) Between(do func()) {
+	for _, f := range fs {
+		f.turn <- struct{}{}
+		defer func() { <-f.turn }()
+	}
+	do()
 }
 
 // Report tells what became of the flows so far.
