@@ -23,10 +23,10 @@ test: build
 	VIPPIN_BIN=$(CURDIR)/bin/vippin $(if $(FULL),VIPPIN_FULL=1) $(GO) test -race -parallel 4 -timeout 20m $(TESTFLAGS) ./test ./...
 
 # Older kernels and real VLANs, under emulation: at most 15 minutes; FULL=1 has every
-# scenario run on every kernel, which takes an hour.
+# scenario run on every kernel, which takes an hour to an hour and a half.
 test-vm: build
 	@test/setup.sh build vm run test
-	VIPPIN_VM=1 $(if $(FULL),VIPPIN_FULL=1) $(GO) test -timeout $(if $(FULL),120m,30m) -count=1 -v ./test/vm/...
+	VIPPIN_VM=1 $(if $(FULL),VIPPIN_FULL=1) $(GO) test -timeout $(if $(FULL),180m,30m) -count=1 -v ./test/vm/...
 
 # What the verifiers of this kernel and of the older ones make of every BPF program:
 # the table in docs/kernels.md. A minute.

@@ -102,7 +102,22 @@ func (d *Dataplane) moveFilter(filter *netlink.BpfFilter, h hook) error {
 // ingress queue discipline stands in the same place and is not ours to replace:
 // it has an ingress side only.
 func (d *Dataplane) ensureClsact(ifindex int, h hook) error {
+	if filter, err := findFilter(ifindex, h); err != nil || filter != nil {
+		return err // where ours is there is one
+	}
 	for range 2 { // somebody else may be doing the same
+		err := netlink.QdiscAdd(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{
+				LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+			},
+			QdiscType: "clsact",
+		})
+		if err == nil {
+			return setMark(d.clsactMark(ifindex))
+		}
+		if !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add clsact queue discipline: %w", err)
+		}
 		kind, err := clsactKind(ifindex)
 		if err != nil {
 			return err
@@ -116,24 +131,13 @@ func (d *Dataplane) ensureClsact(ifindex int, h hook) error {
 				Remedy:  "replace it by \"clsact\", which takes the same ingress filters, or use Linux 6.6 or later, where it is in nobody's way",
 			}
 		}
-		err = netlink.QdiscAdd(&netlink.GenericQdisc{
-			QdiscAttrs: netlink.QdiscAttrs{
-				LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-			},
-			QdiscType: "clsact",
-		})
-		if err == nil {
-			return setMark(d.clsactMark(ifindex))
-		}
-		if !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add clsact queue discipline: %w", err)
-		}
 	}
 	return errors.New("add clsact queue discipline: another one appears and disappears")
 }
 
-// clsactKind is the kind of queue discipline in the place of clsact, "" for
-// none.
+// clsactKind is the kind of queue discipline in the place of clsact, "" for none.
+// The kernel lists those of all interfaces to tell: with many VLANs it is not to be
+// asked of each of them.
 func clsactKind(ifindex int) (string, error) {
 	list, err := netlink.QdiscList(linkOf(ifindex))
 	if err != nil {
@@ -163,16 +167,13 @@ func findFilter(ifindex int, h hook) (*netlink.BpfFilter, error) {
 	return nil, err
 }
 
-// filters lists the filters on a hook; none if there is no hook or interface.
+// filters lists the filters on a hook; none if there is no hook or interface. An
+// ingress queue discipline, which has one side only, has the same ones on both hooks.
 func filters(ifindex int, h hook) ([]netlink.Filter, error) {
-	kind, err := clsactKind(ifindex)
-	if errors.Is(err, unix.ENODEV) || err == nil && (kind == "" || kind == "ingress" && h.name == egressHook.name) {
+	list, err := netlink.FilterList(linkOf(ifindex), h.parent)
+	if errors.Is(err, unix.ENODEV) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	list, err := netlink.FilterList(linkOf(ifindex), h.parent)
 	if err != nil {
 		return nil, fmt.Errorf("list filters: %w", err)
 	}

@@ -40,7 +40,7 @@ func (s *fastScene) othersAt(ifindex int, h hook) (names []string) {
 			}
 		}
 	}
-	if kinds := s.qdiscs[ifindex]; !slices.Contains(kinds, "clsact") && !slices.Contains(kinds, "ingress") {
+	if kinds := s.qdiscs[ifindex]; !slices.Contains(kinds, "clsact") && (h.parent != ingressHook.parent || !slices.Contains(kinds, "ingress")) {
 		return names
 	}
 	list, err := filters(ifindex, h)

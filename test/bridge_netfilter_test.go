@@ -60,7 +60,7 @@ func (s *scene) newFlows(port uint16, want lab.Ends) (flows int) {
 			s.t.Errorf("a ping comes from %s, want %s", got, f.of(want))
 		}
 		flows += 3
-		if server.Is4() && s.Options.Trunk == lab.TrunkNone { // answers in pieces; of IPv6 see the limits in docs/ARCHITECTURE.md
+		if server.Is4() && s.Options.Trunk == lab.TrunkNone { // answers in pieces; of IPv6, and between VLANs, see the limits in docs/ARCHITECTURE.md
 			_, err := s.Hosts[0].Run(s.ctx, "ping", "-c", "1", "-W", "10", "-s", "4000", server.String())
 			s.must(err)
 			flows++

@@ -352,6 +352,9 @@ func (s *errorScene) nothingLeaks() {
 		if !f.Outgoing || kind == "" || kind == "58" && !quoting || to.Addr().IsMulticast() {
 			continue // not IP, or neighbour discovery
 		}
+		if len(tagsIn(f.Packet)) != 0 {
+			continue // another VLAN's, where the WAN is the untagged one of a trunk
+		}
 		named := []netip.Addr{from.Addr()}
 		if quoting {
 			named = append(named, e.QuotedTo.Addr())

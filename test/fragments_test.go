@@ -59,6 +59,9 @@ func TestFragments(t *testing.T) {
 	s.run("out of order", func(s *scene) { s.eachFamily((*scene).outOfOrder, lab.ServerWAN) })
 	s.run("tunnel out of order", func(s *scene) { s.eachFamily((*scene).tunnelOutOfOrder, lab.ServerWAN) })
 	s.run("in smaller pieces", func(s *scene) {
+		if s.Options.Trunk == lab.TrunkNative {
+			s.t.Skip("the LAN is a VLAN on wan0 here, and its MTU no larger")
+		}
 		// The router cuts anew what it has put together, which IPv6 does not allow.
 		s.ip(s.RA.Node, "link set wan0 mtu 1280")
 		s.ip(s.Server, "link set eth0 mtu 1280")

@@ -5,9 +5,13 @@ package test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vippin/policy"
 	"vippin/test/lab"
@@ -125,4 +129,29 @@ func TestProgramsTakenOff(t *testing.T) {
 		t.Errorf("the living flow comes from %s, want the VIP", source)
 	}
 	m.sees(m.Hosts[0], lab.ServerWAN, vip)
+}
+
+// Now and then the programs are looked for on every interface. Roles do not wait for
+// that, however long it takes: here until somebody lets go of the dataplane's lock.
+func TestRolesWhileProgramsAreLookedFor(t *testing.T) {
+	t.Parallel()
+	m := setMoving(t, "look", lab.Options{Hosts: 1, SingleRouter: true})
+	m.begin(onWAN)
+	m.becomes(policy.RoleMaster)
+	lock, err := os.Open(m.RA.BPFFS)
+	m.must(err)
+	defer func() { _ = lock.Close() }()
+	m.must(unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	waits := regexp.MustCompile(fmt.Sprintf(`-> FLOCK +ADVISORY +WRITE +%d `, m.daemon.Pid()))
+	m.must(m.await("the daemon to look", func() (bool, error) {
+		locks, err := os.ReadFile("/proc/locks")
+		return waits.Match(locks), err
+	}))
+	m.ip(m.RA.Node, fmt.Sprintf("addr del %s/24 dev wan0", vip.V4))
+	m.must(m.await("BACKUP in the maps", func() (bool, error) {
+		role, _, err := m.plane.Role(1)
+		return role == policy.RoleBackup, err
+	}))
+	m.must(lock.Close())
+	m.follow("wan0")
 }

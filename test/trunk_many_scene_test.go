@@ -120,10 +120,12 @@ func (m *many) pins() string {
 	return text
 }
 
-// begin starts vippin, and waits until it is MASTER on every VLAN.
+// begin starts vippin, and waits until it is MASTER on every VLAN. On a slow machine
+// all these flows may keep the daemon from giving a sign of life for some seconds: the
+// lease is longer there.
 func (m *many) begin() *lab.Proc {
 	m.t.Helper()
-	daemon := m.start(m.RA, m.pins())
+	daemon := m.start(m.RA, fmt.Sprintf("%svrrp: {lease: %s}\n", m.pins(), lab.Slowly(2*time.Second)))
 	m.must(m.await("MASTER on every VLAN", func() (bool, error) {
 		pins := m.status(m.RA).Pins
 		return len(pins) == m.count && !slices.ContainsFunc(pins, func(pin policy.PinStatus) bool { return pin.Role != policy.RoleMaster }), nil
@@ -158,7 +160,8 @@ func (m *many) newFlow(i int) netip.Addr {
 func (m *many) wantNew(what string, i int, last byte) {
 	m.t.Helper()
 	if got := m.newFlow(i); got != m.at(i, last) {
-		m.t.Errorf("%s: a new flow by VLAN %d came from %s, want %s", what, m.tag(i), got, m.at(i, last))
+		m.t.Errorf("%s: a new flow by VLAN %d came from %s, want %s; not pinned were: %v",
+			what, m.tag(i), got, m.at(i, last), m.pin(m.RA, m.tag(i)).UnpinnedBy)
 	}
 }
 

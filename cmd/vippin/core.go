@@ -140,6 +140,8 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.peersSaid()
 		case what := <-d.asked:
 			what()
+		case lacking := <-d.lacking:
+			d.putBack(lacking)
 		case <-tick.C:
 			d.decided(d.state.tracker.Tick(d.env.monotonic()))
 		case <-beat.C:

@@ -122,6 +122,7 @@ type daemon struct {
 	claims  chan policy.ClaimSeen
 	notices chan fifoNotice
 	asked   chan func() // run by the loop
+	lacking chan []int  // interfaces without their programs
 
 	state coreState // the loop's alone
 }
@@ -142,6 +143,7 @@ func newDaemon(e *env, opts runOptions, config *policy.Config, plane *loader.Dat
 		claims:  make(chan policy.ClaimSeen, 64),
 		notices: make(chan fifoNotice, 64),
 		asked:   make(chan func()),
+		lacking: make(chan []int),
 		state:   newCoreState(config),
 	}
 	flows := config.Dataplane.MaxFlows

@@ -41,6 +41,8 @@ type following struct {
 	told  bool          // and that was logged
 	gone  string        // what the last plan's failure was that met an interface which had gone
 
+	looking bool // the interfaces are being looked at for their programs
+
 	retryAt    time.Duration // when to try again, 0: not decided
 	retryPause time.Duration // before that
 }
@@ -187,12 +189,13 @@ func hasUnique(face policy.PlanInterface, v6 bool) bool {
 // the plan: it was made anew, with the same name, number and addresses.
 func (d *daemon) lacksPrograms(some func(ifindex int) bool) bool {
 	return slices.ContainsFunc(d.state.plan.Interfaces, func(face policy.PlanInterface) bool {
-		if !some(face.Index) {
-			return false
-		}
-		on, err := d.plane.Attached(face.Index)
-		return err != nil || !on
+		return some(face.Index) && !d.hasPrograms(face.Index)
 	})
+}
+
+func (d *daemon) hasPrograms(ifindex int) bool {
+	on, err := d.plane.Attached(ifindex)
+	return err == nil && on
 }
 
 // hasStrays tells whether one of some interfaces is not in the plan any more but
@@ -207,19 +210,48 @@ func (d *daemon) hasStrays(some func(ifindex int) bool) bool {
 // clsact filters with it), the last mapping has gone from an interface that
 // had left the plan, or netfilter looks at bridges, or no more.
 func (d *daemon) lookAround() {
-	every := func(int) bool { return true }
 	if d.state.retry {
 		return
 	}
 	if loader.OnPort() != d.state.observed.OnPort && d.look() {
 		d.replan()
 	}
-	if d.lacksPrograms(every) {
-		d.log.Warn("programs were taken off an interface, they are put on again; look for what changes its queue disciplines or BPF programs")
-		d.follow(d.nextPlan())
-	} else if d.hasStrays(every) {
+	if d.hasStrays(func(int) bool { return true }) {
 		d.follow(d.nextPlan())
 	}
+	d.lookForPrograms()
+}
+
+// lookForPrograms has the interfaces of the plan looked at, and the loop told of those
+// without programs. The loop goes on meanwhile: with many interfaces a router that has
+// much to do takes longer for them than a role may wait.
+func (d *daemon) lookForPrograms() {
+	if d.state.follow.looking {
+		return
+	}
+	d.state.follow.looking = true
+	var faces []int
+	for _, face := range d.state.plan.Interfaces {
+		faces = append(faces, face.Index)
+	}
+	d.tasks.Go(func() error {
+		lacking := slices.DeleteFunc(faces, func(ifindex int) bool { return d.ctx.Err() != nil || d.hasPrograms(ifindex) })
+		select {
+		case d.lacking <- lacking:
+		case <-d.ctx.Done():
+		}
+		return nil
+	})
+}
+
+// putBack puts the programs on interfaces that were seen without, if they still are.
+func (d *daemon) putBack(lacking []int) {
+	d.state.follow.looking = false
+	if d.state.retry || !d.lacksPrograms(func(ifindex int) bool { return slices.Contains(lacking, ifindex) }) {
+		return
+	}
+	d.log.Warn("programs were taken off an interface, they are put on again; look for what changes its queue disciplines or BPF programs")
+	d.follow(d.nextPlan())
 }
 
 // again looks and applies once more, after either has failed.

@@ -32,7 +32,7 @@ type FlowOptions struct {
 	Local    netip.AddrPort // fixed source; an unset address or port is chosen by the kernel
 	Remote   netip.AddrPort
 	Interval time.Duration // default 1 s
-	Timeout  time.Duration // for connecting and for an answer; default 15 s (tcp), 250 ms (udp)
+	Timeout  time.Duration // for connecting (tcp) and for an answer; default 15 s (tcp), 250 ms (udp)
 	Requests uint64        // stop by itself after so many; 0 = go on until Stop
 	OneWay   bool          // udp: the server only remembers, nothing is answered
 }
@@ -64,7 +64,11 @@ func StartFlow(ctx context.Context, in Enter, opts FlowOptions) (*Flow, error) {
 			opts.Timeout = 250 * time.Millisecond
 		}
 	}
-	conn, err := Dial(ctx, in, opts.Proto, opts.Local, opts.Remote, opts.Timeout)
+	connecting := opts.Timeout
+	if opts.Proto == "udp" {
+		connecting = 0 // no end of its own: nobody is waited for but a busy machine
+	}
+	conn, err := Dial(ctx, in, opts.Proto, opts.Local, opts.Remote, connecting)
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,8 @@
 // each kernel once, runs them in stages (RunStages), and has a subtest for each, with
 // its log. One that skips says what the kernel lacks; one that passes on no kernel
 // fails. Without VIPPIN_FULL=1 those that the list names run, mostly on both kernels,
-// which run side by side. By hand:
+// which run side by side; scenarios-6.1.log and scenarios-6.12.log in the cache tell how
+// far they are. By hand:
 //
 //	make build
 //	CGO_ENABLED=0 go test -c -o .cache/vm/bin/test.test ./test

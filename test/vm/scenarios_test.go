@@ -4,6 +4,7 @@ package vm_test
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -30,7 +31,8 @@ func TestScenarios(t *testing.T) {
 		kernels++
 		mu.Unlock()
 		stages := stagesOn(t, kernel.Series)
-		result, outcomes, err := vm.RunStages(t.Context(), kernel, vm.Options{Timeout: 90 * time.Minute, MemMB: 2048}, stages)
+		result, outcomes, err := vm.RunStages(t.Context(), kernel,
+			vm.Options{Timeout: 150 * time.Minute, MemMB: 2048, Output: liveLog(t, kernel.Series)}, stages)
 		t.Logf("%s: started after %.1f s, off after %.1f s", kernel.Package, result.Boot.Seconds(), result.Total.Seconds())
 		for i, stage := range stages {
 			t.Run(stage.Name, func(t *testing.T) {
@@ -65,6 +67,22 @@ func TestScenarios(t *testing.T) {
 			}
 		}
 	}
+}
+
+// liveLog is the file that takes a machine's output as it comes, for whoever waits:
+// scenarios-6.1.log in the cache.
+func liveLog(t *testing.T, series string) *os.File {
+	t.Helper()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(filepath.Join(cache, "scenarios-"+series+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return file
 }
 
 // report makes a test of the machine this one's, with its log unless it passed, and
