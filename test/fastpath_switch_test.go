@@ -67,7 +67,7 @@ func TestFastpathSwitches(t *testing.T) {
 		s.awaitFast(r)
 		s.settle(r, flow)
 	}
-	s.wantAnswered(flow)
+	s.wantAnswered(flow, 0)
 }
 
 // busy sends a datagram every millisecond, most of which take the fast path.
@@ -81,9 +81,10 @@ func (s *scene) busy() *traffic.Drive {
 	return flow
 }
 
-func (s *scene) wantAnswered(flow *traffic.Drive) {
+// wantAnswered ends a flow of which at most so many datagrams may be lost.
+func (s *scene) wantAnswered(flow *traffic.Drive, but uint64) {
 	s.t.Helper()
-	if report := flow.Stop(); report.Answered+2 < report.Sent { // two may be under way
+	if report := flow.Stop(); report.Answered+but < report.Sent {
 		s.t.Errorf("%d of %d datagrams were answered", report.Answered, report.Sent)
 	}
 }
@@ -167,7 +168,9 @@ func TestFastpathFollowsItsInterfaces(t *testing.T) {
 	if found.State != doctor.Warning || !strings.Contains(found.Remedy, "tc qdisc show dev "+name) {
 		t.Errorf("doctor says %+v", found)
 	}
-	_, err = r.Run(s.ctx, "tc", "qdisc", "del", "dev", name, "root")
+	flow.Between(func() { // the kernel throws away what waits in it
+		_, err = r.Run(s.ctx, "tc", "qdisc", "del", "dev", name, "root")
+	})
 	s.must(err)
 	s.awaitFast(r)
 
@@ -196,5 +199,5 @@ func TestFastpathFollowsItsInterfaces(t *testing.T) {
 	s.must(r.VippinProc().Signal(syscall.SIGHUP))
 	s.awaitFast(r)
 	s.settle(r, flow)
-	s.wantAnswered(flow)
+	s.wantAnswered(flow, 0)
 }

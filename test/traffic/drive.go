@@ -18,6 +18,7 @@ type Drive struct {
 	conn   net.Conn
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
+	turn   sync.Mutex // to send
 
 	mu     sync.Mutex
 	report DriveReport
@@ -83,7 +84,9 @@ func (d *Drive) send(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			d.turn.Lock()
 			_ = d.request() // an ICMP error of an earlier one; what is missing shows
+			d.turn.Unlock()
 		}
 	}
 }
@@ -144,10 +147,26 @@ func (d *Drive) Mend() {
 	d.report.LongestGap = 0
 }
 
-// Stop ends it and returns what became of it.
-func (d *Drive) Stop() DriveReport {
-	d.cancel()
-	d.conn.Close()
+// Between does something while no request is sent, and none is under way unless it
+// takes longer than a second.
+func (d *Drive) Between(do func()) {
+	d.turn.Lock()
+	defer d.turn.Unlock()
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if r := d.Report(); r.Answered >= r.Sent {
+			break
+		}
+	}
+	do()
+}
+
+// Stop ends it, as Between does, and returns what became of it.
+func (d *Drive) Stop() (r DriveReport) {
+	d.Between(func() {
+		r = d.Report()
+		d.cancel()
+		d.conn.Close()
+	})
 	d.tasks.Wait()
-	return d.Report()
+	return r
 }
