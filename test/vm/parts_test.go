@@ -4,6 +4,8 @@ package vm
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,5 +102,27 @@ func TestReporting(t *testing.T) {
 	}
 	if _, err := r.Write([]byte("not JSON\n")); err == nil {
 		t.Error("a report that is not JSON is taken")
+	}
+}
+
+// TestFastClock: a machine that has been up for longer, by its own clock, than it has
+// been there is given up.
+func TestFastClock(t *testing.T) {
+	for name, c := range map[string]struct {
+		uptime time.Duration
+		fast   bool
+	}{
+		"its clock began late": {20 * time.Second, false},
+		"its clock is right":   {30 * time.Second, false},
+		"its clock is fast":    {102 * time.Second, true},
+	} {
+		var given error
+		reports := reporting{start: time.Now().Add(-30 * time.Second), giveUp: func(err error) { given = err }}
+		if err := json.NewEncoder(&reports).Encode(order.Report{Event: order.Started, Uptime: c.uptime}); err != nil {
+			t.Fatal(err)
+		}
+		if errors.Is(given, errFastClock) != c.fast {
+			t.Errorf("%s: %v", name, given)
+		}
 	}
 }

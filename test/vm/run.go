@@ -41,9 +41,16 @@ type Result struct {
 // its end (the machine did not come up, died, or time was over).
 var ErrNotRun = errors.New("the command did not run to its end")
 
+// errFastClock: a kernel measures the processor's clock when it boots, and may be wrong
+// by far when the emulator gets no time just then.
+var errFastClock = errors.New("the machine's clock runs too fast")
+
+const mostBoots = 3 // for a clock that is right
+
 // Run boots the kernel, runs the command and waits until the machine is off. A
 // command that fails is no error: look at ExitCode. On an error Result holds what
-// was seen until then. When ctx ends, or the caller dies, the machine is ended.
+// was seen until then. When ctx ends, or the caller dies, the machine is ended. One
+// whose clock runs too fast is booted again, the command may have begun then.
 func Run(ctx context.Context, kernel Kernel, opts Options) (Result, error) {
 	if len(opts.Command) == 0 {
 		return Result{}, errors.New("run in the machine: no command given")
@@ -81,7 +88,12 @@ func Run(ctx context.Context, kernel Kernel, opts Options) (Result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.Timeout,
 		fmt.Errorf("the machine's %v are over", opts.Timeout))
 	defer cancel()
-	return runMachine(ctx, qemuArgs(kernel, opts), image, opts.Output)
+	for boot := 1; ; boot++ {
+		result, err := runMachine(ctx, qemuArgs(kernel, opts), image, opts.Output)
+		if boot == mostBoots || !errors.Is(err, errFastClock) {
+			return result, err
+		}
+	}
 }
 
 // unnamedFile makes a file that goes with its last descriptor, however this
@@ -152,7 +164,9 @@ func runMachine(ctx context.Context, args []string, initramfs *os.File, live io.
 	if live != nil {
 		printedTo = io.MultiWriter(&printed, live)
 	}
-	reports.start = start
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	reports.start, reports.giveUp = start, cancel
 	for _, to := range []io.Writer{&console, printedTo, &reports} { // descriptors 3, 4, 5
 		if err := streams.add(to); err != nil {
 			finish()
@@ -183,10 +197,11 @@ func runMachine(ctx context.Context, args []string, initramfs *os.File, live io.
 
 // reporting takes the first process's reports as they come.
 type reporting struct {
-	start time.Time
-	rest  []byte
-	boot  time.Duration
-	last  order.Report
+	start  time.Time
+	giveUp func(error)
+	rest   []byte
+	boot   time.Duration
+	last   order.Report
 }
 
 // Write takes JSON lines, in pieces of any size.
@@ -203,6 +218,9 @@ func (r *reporting) Write(piece []byte) (int, error) {
 		}
 		if r.last.Event == order.Started {
 			r.boot = time.Since(r.start)
+			if r.last.Uptime > r.boot {
+				r.giveUp(fmt.Errorf("%w: up for %s by itself, for %s by the host's", errFastClock, r.last.Uptime, r.boot))
+			}
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -95,7 +96,11 @@ func work(todo order.Order, report *os.File) (exitCode int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("find the command: %w", err)
 	}
-	if err := json.NewEncoder(report).Encode(order.Report{Event: order.Started}); err != nil {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	if err := json.NewEncoder(report).Encode(order.Report{Event: order.Started, Uptime: time.Duration(now.Nano())}); err != nil {
 		return 0, fmt.Errorf("report: %w", err)
 	}
 	process, err := os.StartProcess(path, todo.Command, &os.ProcAttr{

@@ -5,6 +5,8 @@
 // comes back as JSON lines through a virtio serial port.
 package order
 
+import "time"
+
 // Where things stand in the initramfs, and how the ports are called.
 const (
 	Path       = "/order.json"
@@ -37,7 +39,8 @@ const (
 
 // Report is one line on ReportPort.
 type Report struct {
-	Event    Event  `json:"event"`
-	ExitCode int    `json:"exit_code"` // 128 + n when signal n ended it, as a shell has it
-	Detail   string `json:"detail,omitempty"`
+	Event    Event         `json:"event"`
+	ExitCode int           `json:"exit_code"` // 128 + n when signal n ended it, as a shell has it
+	Detail   string        `json:"detail,omitempty"`
+	Uptime   time.Duration `json:"uptime,omitempty"` // of Started: in ns, by the machine's clock
 }
