@@ -158,8 +158,8 @@ var conditions = []struct {
 }{
 	// The tests that make trunks themselves.
 	{"trunk", nil, slices.Concat(
-		on("6.1", "TestTrunkFailover", "TestTrunkComesAndGoes", "TestTrunkScripts"),
-		on("6.12", "TestBridgeNetfilterVLAN", "TestTrunk", "TestTrunkFastpath", "TestTrunkLists", "TestTrunkMany", "TestTrunkVMAC"),
+		on("6.1", "TestTrunkFailover", "TestTrunkMany", "TestTrunkScripts"),
+		on("6.12", "TestBridgeNetfilterVLAN", "TestTrunk", "TestTrunkComesAndGoes", "TestTrunkFastpath", "TestTrunkLists", "TestTrunkVMAC"),
 		on("", "TestTrunkVMACFastpath", "TestTrunkDeletedInSync"),
 	)},
 	// Those of flow tables, which need the module nf_flow_table.
