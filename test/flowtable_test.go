@@ -146,7 +146,7 @@ func (p *pair) holdsNewOnes(living *troop) {
 func TestFlowtableBack(t *testing.T) {
 	p := setOffloading(t, "ftback", lab.Options{}, "")
 	for _, r := range p.Routers() {
-		p.setTimeouts(r, 6*time.Second, 12*time.Second, 4*time.Second)
+		p.setTimeouts(r, 2*udpAnswered, 2*udpStream, lab.Slowly(4*time.Second))
 	}
 	troop := p.muster(24, 20000, false)
 	p.awaitOffloaded(p.RA, troop.count*2/3)
@@ -162,7 +162,7 @@ func TestFlowtableBack(t *testing.T) {
 		troop.allAnswered()
 		p.awaitSync()
 		least := troop.count
-		for begun := time.Now(); time.Since(begun) < 20*time.Second; {
+		for begun := time.Now(); time.Since(begun) < lab.Slowly(20*time.Second); {
 			least = min(least, p.translated(from))
 		}
 		if least < troop.count {
