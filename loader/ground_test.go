@@ -26,9 +26,9 @@ func TestLostGround(t *testing.T) {
 		stays bool
 	}{
 		{"interface deleted", func(t *testing.T) { deleteLink(t, "wan0") }, true},
-		{"interface set down", func(t *testing.T) { setDown(t, "wan0") }, true},
-		{"address removed", func(t *testing.T) { removeAddr(t, "wan0", "198.51.100.3/24") }, true},
-		{"removed by hand", flushConntrack, false},
+		{"interface set down", func(t *testing.T) { must(t, netlink.LinkSetDown(up(t, "wan0"))) }, true},
+		{"address removed", func(t *testing.T) { delAddr(t, up(t, "wan0"), "198.51.100.3/24") }, true},
+		{"removed by hand", func(t *testing.T) { must(t, netlink.ConntrackTableFlush(netlink.ConntrackTable)) }, false},
 	} {
 		for _, lost := range []bool{false, true} {
 			name := test.name
@@ -64,7 +64,7 @@ func TestNativeGoesWithItsGround(t *testing.T) {
 	native.Addr.Word = key.Self.Word
 	must(t, c.d.maps.ByPublic.Put(key, localEnd{Addr: key.Self, Port: key.SelfPort, Pin: 1, Flags: mappingNative}))
 	must(t, c.d.maps.ByLocal.Put(key, native))
-	setDown(t, "wan0")
+	must(t, netlink.LinkSetDown(up(t, "wan0")))
 	must(t, c.reconcile(context.Background()))
 	mustSweep(t, c, "after the grace time", monotonic(), 1)
 	if has(t, c.d.maps.ByLocal, key) {
@@ -124,27 +124,6 @@ func mustSweep(t *testing.T, c *collector, when string, ripe time.Duration, want
 	if n, err := c.sweep(context.Background(), ripe); err != nil || n != want {
 		t.Errorf("%s: swept %d mappings, %v, want %d", when, n, err, want)
 	}
-}
-
-func setDown(t *testing.T, name string) {
-	t.Helper()
-	link, err := netlink.LinkByName(name)
-	must(t, err)
-	must(t, netlink.LinkSetDown(link))
-}
-
-func removeAddr(t *testing.T, name, text string) {
-	t.Helper()
-	link, err := netlink.LinkByName(name)
-	must(t, err)
-	addr, err := netlink.ParseAddr(text)
-	must(t, err)
-	must(t, netlink.AddrDel(link, addr))
-}
-
-func flushConntrack(t *testing.T) {
-	t.Helper()
-	must(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
 }
 
 // TestWasCutOff: what the kernel removes before its time may go on; not what ran
