@@ -352,8 +352,8 @@ func (s *errorScene) nothingLeaks() {
 		if !f.Outgoing || kind == "" || kind == "58" && !quoting || to.Addr().IsMulticast() {
 			continue // not IP, or neighbour discovery
 		}
-		if len(tagsIn(f.Packet)) != 0 {
-			continue // another VLAN's, where the WAN is the untagged one of a trunk
+		if s.Options.Trunk == lab.TrunkNative && len(tagsIn(f.Packet)) != 0 {
+			continue // another VLAN's: the WAN is the untagged one of a trunk
 		}
 		named := []netip.Addr{from.Addr()}
 		if quoting {
