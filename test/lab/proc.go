@@ -120,7 +120,9 @@ func (p *Proc) Err() error {
 	return p.err
 }
 
-// Signal sends a signal to the process alone, not to its children.
+// Signal sends a signal to the process alone, not to its children. After SIGSTOP it
+// waits until all of the process stands still: a thread that has not met the signal yet
+// goes on.
 func (p *Proc) Signal(signal syscall.Signal) error {
 	if !p.Alive() {
 		return fmt.Errorf("signal %s in %s: it has ended (%v); see its log:\n%s", p.Name, p.node.NS, p.Err(), p.logTail())
@@ -128,7 +130,19 @@ func (p *Proc) Signal(signal syscall.Signal) error {
 	if err := syscall.Kill(p.Pid(), signal); err != nil {
 		return fmt.Errorf("send %s to %s in %s: %w", signal, p.Name, p.node.NS, err)
 	}
-	return nil
+	if signal != syscall.SIGSTOP {
+		return nil
+	}
+	for {
+		err := unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return fmt.Errorf("wait until %s in %s stands still: %w", p.Name, p.node.NS, err)
+		}
+		return nil
+	}
 }
 
 // Kill9 kills the process and its children at one blow, as a crash would, and
