@@ -320,7 +320,7 @@ func (fl *fastFlow) digest() uint64 {
 	for i := 0; i < len(octets)/4; i += 2 {
 		h += word(i) * word(i+1)
 	}
-	return h
+	return (h ^ h>>32) * 0x9e3779b97f4a7c15
 }
 
 // bucketOf is where the entry goes, and the program looks for it.

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"math/bits"
 	"os"
 	"testing"
 
@@ -59,6 +60,38 @@ func TestFastpathFitMask(t *testing.T) {
 	} {
 		if got := fitMask(c.mask, c.buckets); got != c.want {
 			t.Errorf("mask %d of %d buckets becomes %d, want %d", c.mask, c.buckets, got, c.want)
+		}
+	}
+}
+
+// Flows whose ports follow each other find room as any others do, whatever the keys. With
+// these they would lead to few of the buckets, were it not for fast_scatter.
+func TestFastpathScatters(t *testing.T) {
+	const (
+		buckets = 1 << 12
+		flows   = buckets * 11 / 4 // of eight ways: of flows at random one in a thousand finds none
+		place   = 1 << 24
+	)
+	far, near := [4]uint32{0x20010db8, 0, 0, 9}, [4]uint32{0x20010db8, 1, 0, 16}
+	for quarter := range uint64(4) {
+		keys := fastKeys{1, 2, quarter<<34 + 1 - place, 3, 5, 7, 11, 13, 17, 19, 23} // ports are big-endian: two in a row are 256 apart
+		full4, full6 := 0, 0
+		var used4, used6 [buckets]int
+		for port := range uint16(flows) {
+			ports := 443<<16 | uint32(bits.ReverseBytes16(port))
+			if i := fast4Index(&keys, 0x0901a8c0_096433c6, ports, place, buckets-1); used4[i] < fastWays {
+				used4[i]++
+			} else {
+				full4++
+			}
+			if i := fast6Index(&keys, &near, &far, ports, place, buckets-1); used6[i] < fastWays {
+				used6[i]++
+			} else {
+				full6++
+			}
+		}
+		if full4 > flows/100 || full6 > flows/100 {
+			t.Errorf("keys %x: %d and %d of %d flows find no room", keys, full4, full6, flows)
 		}
 	}
 }

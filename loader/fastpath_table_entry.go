@@ -31,23 +31,26 @@ type fastKeys = [len(bpf.FastpathFastState{}.Keys)]uint64
 // fast4Index and fast6Index number the bucket of a flow, of mask + 1: bpf/fast_key.h's
 // digests and fast_index.
 func fast4Index(keys *fastKeys, addrs uint64, ports, place, mask uint32) int {
-	return fastIndex(fastEndsDigest(keys, ports, place)+(keys[3]+addrs&0xffffffff)*(keys[4]+addrs>>32), mask)
+	return fastIndex(fastEndsSum(keys, ports, place)+(keys[3]+addrs&0xffffffff)*(keys[4]+addrs>>32), mask)
 }
 
 func fast6Index(keys *fastKeys, src, dst *[4]uint32, ports, place, mask uint32) int {
-	digest := fastEndsDigest(keys, ports, place)
+	sum := fastEndsSum(keys, ports, place)
 	for i, addr := range []*[4]uint32{src, dst} {
 		of := keys[3+len(addr)*i:]
-		digest += (of[0]+uint64(addr[0]))*(of[1]+uint64(addr[1])) + (of[2]+uint64(addr[2]))*(of[3]+uint64(addr[3]))
+		sum += (of[0]+uint64(addr[0]))*(of[1]+uint64(addr[1])) + (of[2]+uint64(addr[2]))*(of[3]+uint64(addr[3]))
 	}
-	return fastIndex(digest, mask)
+	return fastIndex(sum, mask)
 }
 
-func fastEndsDigest(keys *fastKeys, ports, place uint32) uint64 {
+func fastEndsSum(keys *fastKeys, ports, place uint32) uint64 {
 	return keys[0] + (keys[1]+uint64(ports))*(keys[2]+uint64(place))
 }
 
-func fastIndex(digest uint64, mask uint32) int { return int(uint32(digest>>32) & mask) }
+func fastIndex(sum uint64, mask uint32) int {
+	digest := (sum ^ sum>>32) * 0x9e3779b97f4a7c15 // fast_scatter
+	return int(uint32(digest>>32) & mask)
+}
 
 // fastEntry is an entry of either family, in the table itself.
 type fastEntry interface {
