@@ -28,6 +28,7 @@ type ground struct {
 	mu     sync.Mutex
 	looked time.Duration // CLOCK_MONOTONIC, 0: never
 	firm   map[slotAddr]bool
+	blind  bool // the last look failed, which was told
 }
 
 func newGround(d *Dataplane, log *slog.Logger) (*ground, error) {
@@ -46,10 +47,10 @@ func (g *ground) lost(key *flowKey) bool {
 	defer g.mu.Unlock()
 	if now := monotonic(); g.looked == 0 || now-g.looked > groundFor {
 		firm, err := g.look()
-		if err != nil {
+		if err != nil && !g.blind {
 			g.log.Warn("cannot look whether flows that ended lost their interface; their mappings stay for some minutes", "error", err)
 		}
-		g.looked, g.firm = now, firm
+		g.looked, g.firm, g.blind = now, firm, err != nil
 	}
 	return !g.firm[slotAddr{Slot: key.Slot, Addr: key.Self}]
 }
