@@ -46,7 +46,7 @@ func StartDrive(ctx context.Context, in Enter, opts FlowOptions) (*Drive, error)
 		opts.ID = fmt.Sprintf("drive/%s/%s", conn.LocalAddr(), opts.Remote)
 	}
 	d := &Drive{opts: opts, conn: conn}
-	if err := d.begin(ctx); err != nil {
+	if err := errors.Join(makeRoom(conn.(*net.UDPConn)), d.begin(ctx)); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start %s: %w", opts.ID, err)
 	}
