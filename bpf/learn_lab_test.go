@@ -139,9 +139,7 @@ func (l *learnLab) configure(t *testing.T) {
 		put(t, l.fast.Fast4, i, FastpathFast4Bucket{})
 		put(t, l.fast.Fast6, i, FastpathFast6Bucket{})
 	}
-	for i := range l.fast.FastEager.MaxEntries() {
-		put(t, l.fast.FastEager, i, FastpathFastEager{})
-	}
+	l.clearEager(t)
 	clearMap[uint32](t, l.fast.FastPlaces)
 	clearMap[FastpathFastVirtual](t, l.fast.FastVirtual)
 	clearMap[FastpathFastHop](t, l.fast.FastHopNumbers)
@@ -313,6 +311,11 @@ func side(t *testing.T, router netns.NsHandle, name string, tags []tag, addrs ..
 		}
 		return nil
 	}))
+	// The kernel notices the cable by and by, and drops what is sent before.
+	await(t, above.Attrs().Name+" is up", func() bool {
+		now, err := netlink.LinkByIndex(above.Attrs().Index)
+		return err == nil && now.Attrs().OperState == netlink.OperUp
+	})
 	return ns, ours.Attrs().Index, above.Attrs().Index
 }
 

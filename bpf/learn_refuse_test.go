@@ -89,7 +89,6 @@ var hindrances = []hindrance{
 	place("it came in elsewhere", FastpathFastRefusalREFUSED_NO_NOTE, lanOf, lanNumber, lanNumber<<24|7),
 	oldNote("a note of a second ago", FastpathFastRefusalREFUSED_NO_NOTE, func(n *FastpathFastNote) { n.Tick -= 1001 }),
 	oldNote("another flow's note", FastpathFastRefusalREFUSED_NO_NOTE, func(n *FastpathFastNote) { n.Digest++ }),
-	oldNote("a note of the generation before", FastpathFastRefusalREFUSED_GENERATION, func(n *FastpathFastNote) { n.Generation-- }),
 	state("a change a moment ago", FastpathFastRefusalREFUSED_GENERATION, func(t *testing.T, s *FastpathFastState) {
 		s.BumpedNs = coarseNow(t) + 1e12 // whenever the packet comes, it is less than 10 ms later
 	}),
@@ -179,6 +178,32 @@ func TestLearnRefuses(t *testing.T) {
 			l.expect(t, name+", no more", learntOne, func() { k.out(t) })
 			l.expect(t, name+", at last", forwardedOne, func() { k.out(t) })
 		}
+	}
+}
+
+// While a note of the generation before is young, it teaches nothing for that.
+func TestLearnRefusesGeneration(t *testing.T) {
+	l := newLearnLab(t)
+	before := oldNote("", 0, func(n *FastpathFastNote) { n.Generation-- })
+	for _, ipv6 := range []bool{false, true} {
+		k := l.talk(t, ipv6, 5555)
+		k.out(t)
+		k.back(t)
+		await(t, "a packet within a second of its note", func() bool {
+			l.clearEntries(t)
+			k.out(t)
+			before.set(t, l, k)
+			l.outcome(t)
+			k.out(t)
+			got := l.outcome(t)
+			before.undo(t, l, k)
+			if got.learnt+got.forwarded > 0 {
+				t.Fatalf("%v: %+v", host(ipv6), got)
+			}
+			return got.refused[FastpathFastRefusalREFUSED_GENERATION] == 1
+		})
+		l.clearEntries(t)
+		l.expect(t, "no more", learntOne, func() { k.out(t) })
 	}
 }
 

@@ -24,6 +24,7 @@ var (
 func TestLearnsTCP(t *testing.T) {
 	l := newLearnLab(t)
 	for _, ipv6 := range []bool{false, true} {
+		l.clearEager(t) // flows may share a place
 		c := l.connection(t, ipv6, 5555)
 		l.expect(t, "SYN", notForFlags, func() { c.send(t, tcpSegment{flags: tcpSYN, out: true}) })
 		l.expect(t, "SYN, ACK", notForFlags, func() { c.send(t, tcpSegment{flags: tcpSYN | tcpACK}) })
@@ -57,6 +58,13 @@ func TestLearnsTCP(t *testing.T) {
 			l.expect(t, "out, fast", forwardedOne, func() { c.out(t) })
 			l.expect(t, "back, fast", forwardedOne, func() { c.back(t) })
 		}
+	}
+}
+
+func (l *learnLab) clearEager(t *testing.T) {
+	t.Helper()
+	for i := range l.fast.FastEager.MaxEntries() {
+		put(t, l.fast.FastEager, i, FastpathFastEager{})
 	}
 }
 

@@ -75,7 +75,7 @@ func TestLease(t *testing.T) {
 func TestLeaseBegins(t *testing.T) {
 	d := newDataplane(t)
 	a := advert3()
-	a.interval = 1 // 10 ms
+	a.interval = 0xfff // 40.95 s
 	send := func() uint64 {
 		run(t, d.VippinEgress, a.bytes(t), skBuff{}, checksumNone)
 		return d.ownAdvert(t, groupNumber).FirstNs
@@ -87,8 +87,9 @@ func TestLeaseBegins(t *testing.T) {
 	if again := send(); again != first {
 		t.Errorf("the second advert began anew: %d, want %d", again, first)
 	}
-	for quiet := coarseNow(t) + 40e6; coarseNow(t) < quiet; { // longer than three intervals
-	}
+	quiet := d.ownAdvert(t, groupNumber)
+	quiet.LastNs -= 3 * quiet.IntervalNs
+	put(t, d.OwnAdverts, uint32(groupNumber), quiet)
 	if after := send(); after <= first {
 		t.Errorf("after a pause: %d, want later than %d", after, first)
 	}

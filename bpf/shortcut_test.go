@@ -117,7 +117,8 @@ func TestShortcutOfAnother(t *testing.T) {
 	}
 }
 
-// Flows that differ in one field only find places all over the array.
+// Flows that differ in one field only find places all over the array: of the two in a
+// line, which flows in a row may share more often than by chance (bpf/mix.h).
 func TestShortcutsSpread(t *testing.T) {
 	d := newDataplane(t)
 	const flows = 512
@@ -142,16 +143,18 @@ func TestShortcutsSpread(t *testing.T) {
 						clearMap[DataplaneFlowKey](t, d.ByLocal) // they are small here
 						clearMap[DataplaneFlowKey](t, d.ByPublic)
 					}
-					lines := 0
+					found := 0
 					var index uint32
 					var place DataplaneShortcut
 					for all := d.Shortcuts.Iterate(); all.Next(&index, &place); {
-						if place.Way != [2]uint64{} {
-							lines++
+						for _, way := range place.Way {
+							if way != 0 {
+								found++
+							}
 						}
 					}
-					if lines < flows*9/10 { // by chance one in 128 meets another
-						t.Errorf("%d flows in %d places", flows, lines)
+					if found < flows*95/100 { // by chance one in 20,000 meets two others
+						t.Errorf("%d flows in %d places", flows, found)
 					}
 				})
 			}

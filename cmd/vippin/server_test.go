@@ -315,10 +315,11 @@ func TestSlowReader(t *testing.T) {
 func TestConnectionsThatSayNothing(t *testing.T) {
 	b := newRig(t)
 	var conn net.Conn
-	began := time.Now()
+	var began time.Time
 	t.Run("daemon", func(t *testing.T) {
 		b.t = t
 		b.serve(sampleController())
+		began = time.Now()
 		var err error
 		if conn, err = net.Dial("unix", filepath.Join(b.runPath(), socketName)); err != nil {
 			t.Fatal(err)
@@ -331,7 +332,7 @@ func TestConnectionsThatSayNothing(t *testing.T) {
 		}
 	})
 	defer conn.Close()
-	if took := time.Since(began); took > shutdownWithin+time.Second {
+	if took := time.Since(began); took >= 5*time.Second { // net/http ends them then, Close or not
 		t.Errorf("ending took %s", took)
 	}
 }

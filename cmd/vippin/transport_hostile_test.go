@@ -78,10 +78,7 @@ func TestUnknownKey(t *testing.T) {
 				if l.ShownKey != key || l.Refused[refusedKey] == 0 {
 					t.Errorf("%+v", l)
 				}
-				logged := b.logged.String()
-				if !strings.Contains(logged, "key=\""+key) {
-					t.Errorf("the key is not told: %s", logged)
-				}
+				waitFor(t, func() bool { return strings.Contains(b.logged.String(), "key=\""+key) })
 			}
 			a.noSession()
 			b.noSession()
@@ -169,9 +166,7 @@ func TestOwnKey(t *testing.T) {
 // a peer gets in meanwhile.
 func TestRefusedHandshakes(t *testing.T) {
 	a, b := newPair(t)
-	b.pace.connect = 200 * time.Millisecond // of those that hang
-	b.start(b.configFor(a.deaf()))
-	waitFor(t, func() bool { return canConnect(b.address) })
+	b.listens(a)
 	good := func() *tls.Config {
 		return a.tlsConfig(func(policy.PublicKey) error { return nil })
 	}
@@ -197,26 +192,49 @@ func TestRefusedHandshakes(t *testing.T) {
 		{"garbage", refusedHandshake, func(conn net.Conn) { _, _ = io.CopyN(conn, rand.Reader, 1<<16) }},
 		{"HTTP", refusedHandshake, func(conn net.Conn) { _, _ = io.WriteString(conn, "GET / HTTP/1.1\r\n\r\n") }},
 		{"a huge record", refusedHandshake, func(conn net.Conn) { _, _ = conn.Write([]byte{22, 3, 3, 0xff, 0xff, 1, 2, 3}) }},
-		{"nothing", refusedHandshake, func(net.Conn) {}},
-		{"an octet and no more", refusedHandshake, func(conn net.Conn) { _, _ = conn.Write([]byte{22}) }},
 		{"hangs up", refusedHandshake, func(conn net.Conn) { conn.Close() }},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			before := b.Refused()
-			conn, err := net.Dial("tcp", b.address.String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			c.act(conn)
-			_, _ = io.Copy(io.Discard, conn) // until b closes it
-			waitFor(t, func() bool { return b.Refused()[c.reason] == before[c.reason]+1 })
-		})
+		t.Run(c.name, func(t *testing.T) { b.refuses(t, c.reason, c.act) })
 	}
 	b.noSession()
 	a.start(a.configFor(b.peerOf()))
 	a.next()
 	b.next()
+}
+
+// listens starts s, and waits until the connection that shows it is counted.
+func (s *side) listens(peer *side) {
+	s.t.Helper()
+	s.start(s.configFor(peer.deaf()))
+	waitFor(s.t, func() bool { return canConnect(s.address) })
+	waitFor(s.t, func() bool { return s.Refused()[refusedHandshake] == 1 })
+}
+
+// refuses wants a connection to be closed and counted, whatever it says.
+func (s *side) refuses(t *testing.T, reason string, act func(net.Conn)) {
+	t.Helper()
+	before := s.Refused()
+	conn, err := net.Dial("tcp", s.address.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	act(conn)
+	_, _ = io.Copy(io.Discard, conn) // until it is closed
+	waitFor(t, func() bool { return s.Refused()[reason] == before[reason]+1 })
+}
+
+// TestHangingHandshakes end when their time is over.
+func TestHangingHandshakes(t *testing.T) {
+	a, b := newPair(t)
+	b.pace.connect = 200 * time.Millisecond
+	b.listens(a)
+	for name, said := range map[string]string{"nothing": "", "an octet and no more": "\x16"} {
+		t.Run(name, func(t *testing.T) {
+			b.refuses(t, refusedHandshake, func(conn net.Conn) { _, _ = io.WriteString(conn, said) })
+		})
+	}
+	b.noSession()
 }
 
 func ecdsaCertificate(t *testing.T) tls.Certificate {

@@ -408,7 +408,7 @@ func eavesdrop(t *testing.T, to netip.AddrPort) (at netip.AddrPort, captured *lo
 			}
 			for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
 				tasks.Go(func() {
-					_, _ = io.Copy(io.MultiWriter(way[0], captured), way[1])
+					_, _ = io.Copy(io.MultiWriter(captured, way[0]), way[1])
 					in.Close()
 					out.Close()
 				})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
@@ -60,4 +61,19 @@ func reuseAddress(_, _ string, raw syscall.RawConn) error {
 		return err
 	}
 	return failed
+}
+
+// makeRoom lets a socket keep what comes while a busy machine does not read it: some
+// ten thousand small datagrams, more than net.core.rmem_max lets SO_RCVBUF have.
+func makeRoom(conn syscall.Conn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+	}); failed != nil {
+		return failed
+	}
+	return os.NewSyscallError("make room in a socket", err)
 }

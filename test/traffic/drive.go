@@ -38,7 +38,7 @@ func StartDrive(ctx context.Context, in Enter, opts FlowOptions) (*Drive, error)
 	if opts.Interval == 0 {
 		opts.Interval = time.Millisecond
 	}
-	conn, err := Dial(ctx, in, "udp", opts.Local, opts.Remote, time.Second)
+	conn, err := Dial(ctx, in, "udp", opts.Local, opts.Remote, 0) // nobody is waited for but a busy machine
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func StartDrive(ctx context.Context, in Enter, opts FlowOptions) (*Drive, error)
 		opts.ID = fmt.Sprintf("drive/%s/%s", conn.LocalAddr(), opts.Remote)
 	}
 	d := &Drive{opts: opts, conn: conn}
-	if err := d.begin(ctx); err != nil {
+	if err := errors.Join(makeRoom(conn.(*net.UDPConn)), d.begin(ctx)); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start %s: %w", opts.ID, err)
 	}

@@ -99,7 +99,9 @@ func (s *Server) open(opts ServerOptions) error {
 			return fmt.Errorf("listen for UDP on %s: %w", at, err)
 		}
 		s.listening = append(s.listening, conn)
-		_ = conn.SetReadBuffer(4 << 20) // as much as the system allows
+		if err := makeRoom(conn); err != nil {
+			return err
+		}
 		s.tasks.Go(func() { s.answerUDP(conn) })
 	}
 	if !opts.Ping {

@@ -22,7 +22,7 @@ func TestFastpath(t *testing.T) {
 		said := run(t, kernel, "sh", "-c", script, "sh", program)
 		wantPassed(t, said, "TestLearns", "TestLearnsBulk", "TestLearnsTagged", "TestLearnsFullSize", "TestLearnsVirtual", "TestLearnsVirtualTagged",
 			"TestLearnsTCP", "TestLearnsAnew", "TestLearnRefuses",
-			"TestLearnRefusesFragments", "TestLearnRefusesHelpers", "TestLearnRefusesDecrypted", "TestLearnUntold", "TestLearnVoids", "TestLearnFar",
+			"TestLearnRefusesGeneration", "TestLearnRefusesFragments", "TestLearnRefusesHelpers", "TestLearnRefusesDecrypted", "TestLearnUntold", "TestLearnVoids", "TestLearnFar",
 			"TestLearnHops", "TestLearnDeadline", "TestLearnTakesOver",
 			"TestFastForwards", "TestFastExits", "TestFastEntryExits", "TestFastChecksums", "TestFastFlags", "TestFastVirtual")
 	})
