@@ -178,7 +178,7 @@ func (s *scene) collectByLoad(living *traffic.Flow) {
 func TestLoadFollowsAdverts(t *testing.T) {
 	t.Parallel()
 	s := setScene(t, "loadvrrp", lab.Options{Hosts: 1, SingleRouter: true})
-	keepalived, err := s.StartKeepalived(s.RA, lab.Keepalived{})
+	keepalived, err := s.StartKeepalived(s.RA, lab.Keepalived{Interval: 300 * time.Millisecond}) // a pause of 900 ms is a long one
 	s.must(err)
 	s.must(keepalived.AwaitLog(s.ctx, "Entering MASTER STATE"))
 	s.must(s.WriteVippin(s.RA, onWAN))
