@@ -33,20 +33,9 @@ func ensureBPFFS(dir string, log *slog.Logger) error {
 		return err
 	}
 	if !onBPF {
-		at := dir
-		if strings.HasPrefix(dir+"/", bpffsRoot+"/") {
-			at = bpffsRoot
-		} else if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make bpffs directory: %w", err)
+		if err := mountBPFFS(dir, log); err != nil {
+			return err
 		}
-		err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) {
-			return &UnsupportedError{"a BPF file system at " + at, "mount one: mount -t bpf bpf " + at, err}
-		}
-		if err != nil {
-			return fmt.Errorf("mount a BPF file system at %s: %w", at, err)
-		}
-		log.Info("mounted a BPF file system, there was none", "path", at)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, linksDir), 0o700); err != nil {
 		return fmt.Errorf("make bpffs directory: %w", err)
@@ -54,6 +43,32 @@ func ensureBPFFS(dir string, log *slog.Logger) error {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return fmt.Errorf("make bpffs directory private: %w", err)
 	}
+	return nil
+}
+
+// mountBPFFS does so, unless another process has done it meanwhile: a second file system
+// would hide what that one has pinned.
+func mountBPFFS(dir string, log *slog.Logger) error {
+	at := dir
+	if strings.HasPrefix(dir+"/", bpffsRoot+"/") {
+		at = bpffsRoot
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make bpffs directory: %w", err)
+	}
+	if unlock, err := lockDir(at); err == nil { // else mounting fails, and tells why
+		defer unlock()
+	}
+	if done, err := onBPFFS(dir); err != nil || done {
+		return err
+	}
+	err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) {
+		return &UnsupportedError{"a BPF file system at " + at, "mount one: mount -t bpf bpf " + at, err}
+	}
+	if err != nil {
+		return fmt.Errorf("mount a BPF file system at %s: %w", at, err)
+	}
+	log.Info("mounted a BPF file system, there was none", "path", at)
 	return nil
 }
 

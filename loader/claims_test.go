@@ -22,6 +22,7 @@ func TestClaims(t *testing.T) {
 	ns := enterNamespace(t)
 	other := (&lab{}).side(t, ns, "wan0", "198.51.100.3/24", "198.51.100.2/24", "2001:db8:100::2/64", "fe80::2/64")
 	addAddr(t, up(t, "wan0"), "198.51.100.2/32") // as keepalived would here
+	awaitAddrs(t, "wan0")
 	ours, theirs := linkNamed(t, "wan0"), policy.Link{}
 	if err := inNamespace(other, func() error {
 		theirs = linkNamed(t, "peer")

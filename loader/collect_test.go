@@ -82,7 +82,7 @@ func alone(t *testing.T, d *Dataplane, port uint16) flowKey {
 
 func stampOut(t *testing.T, d *Dataplane, key flowKey, end publicEnd) {
 	t.Helper()
-	end.LastOutNs = uint64(monotonic() + time.Second) // the packet comes when the event is read
+	end.LastOutNs = uint64(monotonic() + patience) // the packet comes when the event has been read
 	if err := d.maps.ByLocal.Put(key, end); err != nil {
 		t.Fatal(err)
 	}

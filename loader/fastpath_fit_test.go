@@ -118,32 +118,35 @@ func TestFastpathEndMisplaced(t *testing.T) {
 		state: &bpf.FastpathFastState{Keys: keys, Mask4: after - 1, Mask6: after - 1}, ticks: ticks,
 	}
 	until := now + 1<<20
-	ended4, ended6 := 0, 0
-	for port := range uint32(before) { // one in each bucket, at way 1
-		e := &tables.four[fast4Index(&keys, 1, port, 2, before-1)].Way[1]
+	index4 := func(port, mask uint32) int { return fast4Index(&keys, 1, port, 2, mask) }
+	index6 := func(port, mask uint32) int { return fast6Index(&keys, &[4]uint32{1}, &[4]uint32{2}, port, 2, mask) }
+	entry4 := func(port uint32) *bpf.FastpathFast4Entry { return &tables.four[index4(port, before-1)].Way[port] }
+	entry6 := func(port uint32) *bpf.FastpathFast6Entry { return &tables.six[index6(port, before-1)].Way[port] }
+	for port := range uint32(before) { // each at a way of its own
+		e, six := entry4(port), entry6(port)
 		e.Addrs, e.Ports, e.Place, e.Fate.Until = 1, port, 2, until
-		six := &tables.six[fast6Index(&keys, &[4]uint32{1}, &[4]uint32{2}, port, 2, before-1)].Way[1]
 		six.Src.Word, six.Dst.Word, six.Ports, six.Place, six.Fate.Until = [4]uint32{1}, [4]uint32{2}, port, 2, until
 	}
 	if err := tables.endMisplaced(before, before); err != nil {
 		t.Fatal(err)
 	}
-	for i := range before {
-		e, six := &tables.four[i].Way[1], &tables.six[i].Way[1]
-		if e.Place != 0 && (fast4Index(&keys, 1, e.Ports, 2, after-1) == i) != (e.Fate.Until == until) {
-			t.Errorf("bucket %d: entry until %d, was %d", i, e.Fate.Until, until)
+	stay4, stay6 := 0, 0
+	for port := range uint32(before) {
+		stays4, stays6 := index4(port, after-1) == index4(port, before-1), index6(port, after-1) == index6(port, before-1)
+		if e := entry4(port); stays4 != (e.Fate.Until == until) {
+			t.Errorf("port %d: entry until %d, was %d, stays: %v", port, e.Fate.Until, until, stays4)
 		}
-		if six.Place != 0 && (fast6Index(&keys, &[4]uint32{1}, &[4]uint32{2}, six.Ports, 2, after-1) == i) != (six.Fate.Until == until) {
-			t.Errorf("bucket %d: entry of IPv6 until %d, was %d", i, six.Fate.Until, until)
+		if six := entry6(port); stays6 != (six.Fate.Until == until) {
+			t.Errorf("port %d: entry of IPv6 until %d, was %d, stays: %v", port, six.Fate.Until, until, stays6)
 		}
-		if e.Place != 0 && e.Fate.Until != until {
-			ended4++
+		if stays4 {
+			stay4++
 		}
-		if six.Place != 0 && six.Fate.Until != until {
-			ended6++
+		if stays6 {
+			stay6++
 		}
 	}
-	if ended4 == 0 || ended6 == 0 {
-		t.Error("no entry was ended: that tests nothing")
+	if stay4 == 0 || stay4 == before || stay6 == 0 || stay6 == before {
+		t.Errorf("%d and %d of %d entries stay: that tests half of it", stay4, stay6, before)
 	}
 }

@@ -182,22 +182,23 @@ func TestFastFlows(t *testing.T) {
 		}
 		return valid == 2*len(flows)
 	})
-	if err := f.Bump(); err != nil {
-		t.Fatal(err)
-	}
-	if valid, err := f.tables.valid(); err != nil || valid != 0 {
-		t.Errorf("%d entries are valid after a bump, %v", valid, err)
-	}
-	if loose := f.loosened(); loose != 1 {
-		t.Errorf("%d connections were made liberal, want 1", loose)
-	}
-	for flow, c := range flows {
-		if err := f.Forget([]policy.FlowKey{flow}); err != nil {
+	await(t, "no entry is valid after a bump", func() bool { // but what teaches anew meanwhile, as a late acknowledgement
+		err1 := f.Bump()
+		valid, err2 := f.tables.valid()
+		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}
+		return valid == 0
+	})
+	// What is not liberal yet is asked for again after a second.
+	if loose, gone := f.loosened(), f.follow.loosener.gone.Load(); loose == 0 || gone != 0 {
+		t.Errorf("%d connections were made liberal, %d were not there, want one at least and none", loose, gone)
+	}
+	for flow, c := range flows {
 		await(t, c.name+" is forgotten", func() bool {
-			seen, err := f.Flows()
-			if err != nil {
+			err1 := f.Forget([]policy.FlowKey{flow}) // once more if it has been learnt again
+			seen, err2 := f.Flows()
+			if err := errors.Join(err1, err2); err != nil {
 				t.Fatal(err)
 			}
 			_, there := seen[flow]
@@ -257,11 +258,11 @@ func TestFastTick(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer clock.Close()
+	began := monotonic() // the kernel moves this clock and the tick together, however late it is
 	tick, err := clock.now()
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := Monotonic()
 	await(t, "100 ticks", func() bool {
 		now, err := clock.now()
 		if err != nil {
@@ -269,7 +270,7 @@ func TestFastTick(t *testing.T) {
 		}
 		return now-tick >= 100
 	})
-	if took := Monotonic() - began; took < 99*clock.length {
+	if took := monotonic() - began; took < 99*clock.length {
 		t.Errorf("100 ticks of %v took %v", clock.length, took)
 	}
 	for _, c := range []struct {

@@ -40,6 +40,8 @@ func newFastLabWith(t *testing.T, change func(*fastFollow)) *fastLab {
 	wan := up(t, "wan0")
 	addAddr(t, wan, "198.51.100.3/24")
 	addAddr(t, wan, "2001:db8::3/64")
+	awaitAddrs(t, "wan0")
+	awaitAddrs(t, "wan1")
 	d := mustLoad(t, Options{BPFFS: testBPFFS(t)})
 	f := &fastLab{Fastpath: mustFastpath(t, d, FastpathOptions{}), t: t, wan: wan}
 	change(f.follow)
@@ -48,6 +50,32 @@ func newFastLabWith(t *testing.T, change func(*fastFollow)) *fastLab {
 	}
 	f.run(ns)
 	return f
+}
+
+// awaitAddrs waits until an interface has a link-local address, which it gets once its
+// link is up, and a route to every IPv6 address: until then the kernel has more to tell.
+func awaitAddrs(t *testing.T, name string) {
+	t.Helper()
+	link := up(t, name)
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: link.Attrs().Index}
+	await(t, name+" has its addresses", func() bool {
+		addrs, err1 := netlink.AddrList(link, netlink.FAMILY_V6)
+		routes, err2 := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		if err := errors.Join(err1, err2); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			t.Fatal(err)
+		}
+		there, linkLocal := make(map[string]bool), false
+		for _, route := range routes {
+			there[route.Dst.IP.String()] = true
+		}
+		for _, addr := range addrs {
+			linkLocal = linkLocal || addr.IP.IsLinkLocalUnicast()
+			if !there[addr.IP.String()] {
+				return false
+			}
+		}
+		return linkLocal
+	})
 }
 
 func sysctl(t *testing.T, name, value string) {
@@ -205,11 +233,10 @@ func TestFastNoChanges(t *testing.T) {
 	f := newFastLab(t, fastBuffer)
 	address := mac{2, 0, 0, 0, 0, 9}
 	f.setNeighbour("198.51.100.9", address, unix.NUD_REACHABLE)
-	before := f.calm()
 	command(t, "ip addr add 2001:db8::7/64 dev wan0 nodad valid_lft 1000 preferred_lft 1000")
-	await(t, "an address, which comes a moment later", func() bool { return f.tables.generation() != before })
+	awaitAddrs(t, "wan0")
 	hop := f.addHop(address)
-	before = f.calm()
+	before := f.calm()
 	for _, state := range []int{unix.NUD_STALE, unix.NUD_DELAY, unix.NUD_REACHABLE, unix.NUD_PERMANENT, unix.NUD_STALE} {
 		f.setNeighbour("198.51.100.9", address, state)
 	}
@@ -238,7 +265,7 @@ func TestFastNoChanges(t *testing.T) {
 // anew for it.
 func TestFastNeighbours(t *testing.T) {
 	// A second look comes late enough for what is learnt in between.
-	f := newFastLabWith(t, func(follow *fastFollow) { follow.hops.again = 500 * time.Millisecond })
+	f := newFastLabWith(t, func(follow *fastFollow) { follow.hops.again = 2 * time.Second })
 	first, second, other := mac{2, 0, 0, 0, 0, 1}, mac{2, 0, 0, 0, 0, 2}, mac{2, 0, 0, 0, 0, 3}
 	for _, ip := range []string{"198.51.100.9", "2001:db8::9"} {
 		f.setNeighbour(ip, first, unix.NUD_REACHABLE)

@@ -156,7 +156,7 @@ func (l *lab) plan(t *testing.T, d *Dataplane, enabled bool) {
 }
 
 // serve answers every line with itself, TCP and UDP port 7777, and notes who
-// sent it. A line is the name of its flow.
+// sent it. A line is the name of its flow, and # and a number.
 func (l *lab) serve(t *testing.T) {
 	t.Helper()
 	err := inNamespace(l.wan, func() error {
@@ -190,7 +190,8 @@ func (l *lab) serve(t *testing.T) {
 func (l *lab) note(line []byte, from net.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	name := strings.TrimSpace(string(line))
+	name, _, _ := strings.Cut(string(line), "#")
+	name = strings.TrimSpace(name)
 	if l.seen[name] == nil {
 		l.seen[name] = make(map[netip.AddrPort]int)
 	}
@@ -227,9 +228,10 @@ const lineLen = 16
 
 // client is one inside host's connection.
 type client struct {
-	name string
-	conn net.Conn
-	udp  bool
+	name  string
+	conn  net.Conn
+	udp   bool
+	asked int
 }
 
 func (l *lab) dial(t *testing.T, name, network, from string) *client {
@@ -253,9 +255,11 @@ func (l *lab) dial(t *testing.T, name, network, from string) *client {
 	return c
 }
 
-// ask sends the flow's name and waits for its echo; datagrams are repeated.
+// ask sends the flow's name with a number and waits for its echo; datagrams are repeated,
+// so that echoes of earlier ones may come first.
 func (c *client) ask() error {
-	line := fmt.Appendf(nil, "%-*s", lineLen, c.name)
+	c.asked++
+	line := fmt.Appendf(nil, "%-*s#%03d", lineLen-4, c.name, c.asked%1000)
 	answer := make([]byte, lineLen)
 	deadline := time.Now().Add(patience)
 	for {
@@ -269,8 +273,11 @@ func (c *client) ask() error {
 		if err := c.conn.SetReadDeadline(wait); err != nil {
 			return err
 		}
-		_, err := io.ReadFull(c.conn, answer)
-		if err == nil && string(answer) == string(line) {
+		var err error
+		for err == nil && string(answer) != string(line) {
+			_, err = io.ReadFull(c.conn, answer)
+		}
+		if err == nil {
 			return nil
 		}
 		if !c.udp || !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline) {

@@ -21,9 +21,10 @@ import (
 )
 
 // How long the fast path may go on as it was, after the command that changed
-// something has ended: what the kernel tells of, and what nobody tells of.
+// something has ended: what the kernel tells of, which takes milliseconds unless the
+// machine pauses, and what nobody tells of.
 const (
-	withEvent    = 200 * time.Millisecond
+	withEvent    = time.Second
 	withoutEvent = 5 * time.Second
 )
 

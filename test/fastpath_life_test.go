@@ -22,7 +22,7 @@ func fastLife() (timeout, life time.Duration) {
 	if full() {
 		return 20 * time.Second, 3 * time.Minute
 	}
-	return 3 * time.Second, 10 * time.Second
+	return 5 * time.Second, 12 * time.Second
 }
 
 // A flow that conntrack hardly sees does not time out, and is counted; one that

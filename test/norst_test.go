@@ -7,7 +7,6 @@ import (
 	"errors"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
@@ -74,7 +73,7 @@ func TestNoRSTWhileFlowsAreMissing(t *testing.T) {
 		send(31001)
 		return p.RB.Holds(vip.V4)
 	}))
-	if _, err := traffic.Dial(p.ctx, p.Server.Do, "tcp", lab.Port(lab.ServerWAN.V4, 0), lab.Port(vip.V4, 31001), time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := traffic.Dial(p.ctx, p.Server.Do, "tcp", lab.Port(lab.ServerWAN.V4, 0), lab.Port(vip.V4, 31001), patience); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("a connection to a closed port: %v, want it refused", err)
 	}
 	p.must(lab.Await(p.ctx, "segments that are not answered", func() (bool, error) {

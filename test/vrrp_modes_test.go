@@ -94,9 +94,9 @@ func (s *scene) wantVirtualRouters(m mode, master *lab.Router, ends lab.Ends, pr
 				want.Role = policy.RoleMaster
 			}
 			var got policy.VRRPStatus
-			err := s.await("the first adverts on "+r.Name, func() (bool, error) {
+			err := s.await(fmt.Sprintf("the first adverts on %s, and a virtual MAC: %v", r.Name, want.VirtualMAC), func() (bool, error) {
 				got = s.virtualRouter(r, family)
-				return livingMaster(got, m.interval) != nil, nil
+				return livingMaster(got, m.interval) != nil && got.VirtualMAC == want.VirtualMAC, nil
 			})
 			s.must(err)
 			living := livingMaster(got, m.interval)

@@ -53,11 +53,15 @@ func costsOfXDP(ctx context.Context, l netlink.Link, idle *ebpf.Program) ([]poli
 		return nil, err
 	}
 	cost := policy.ProgramCost{Interface: attrs.Name, Hook: "xdp", Program: name, ID: uint32(id)}
-	_, each, err := idle.Benchmark(strangersPacket(ipv4, nil), costRuns, nil)
-	if err != nil {
-		return nil, fmt.Errorf("run a program that does nothing: %w", err)
+	var times []float64
+	for range costRounds {
+		_, each, err := idle.Benchmark(strangersPacket(ipv4, nil), costRuns, nil)
+		if err != nil {
+			return nil, fmt.Errorf("run a program that does nothing: %w", err)
+		}
+		times = append(times, float64(each.Nanoseconds()))
 	}
-	return copied.costs(ctx, cost, float64(each.Nanoseconds()))
+	return copied.costs(ctx, cost, middle(times))
 }
 
 func sameCode(a, b *ebpf.Program) (bool, error) {

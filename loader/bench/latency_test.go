@@ -58,7 +58,7 @@ func TestTimed(t *testing.T) {
 		}
 		s := b.stream(100, false)
 		s.Paced = 1
-		r, err := b.playTimed(s, 64, 3000, 0)
+		r, err := wholly(3000, func() (result, error) { return b.playTimed(s, 64, 3000, 0) })
 		if err != nil {
 			return err
 		}

@@ -135,6 +135,28 @@ func (s *scene) send(first, count int) {
 	}
 }
 
+// handled waits until so many packets have come to the queue, or found it full. Those of
+// the loopback interface do so while they are sent, unless the kernel leaves that to ksoftirqd.
+func (s *scene) handled(count int) {
+	s.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		table, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+		if err != nil {
+			s.Fatal(err)
+		}
+		var queue, port, waiting, mode, octets, dropped, lost, last int
+		if _, err := fmt.Sscan(string(table), &queue, &port, &waiting, &mode, &octets, &dropped, &lost, &last); err != nil {
+			s.Fatalf("read %q: %v", table, err)
+		}
+		if dropped+last >= count {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("%d packets came to the queue, want %d", dropped+last, count)
+		}
+	}
+}
+
 // queued waits for so many packets, and returns their ids.
 func (s *scene) queued(packets <-chan Packet, count int) (ids []uint32, last Packet) {
 	s.Helper()
@@ -291,6 +313,8 @@ func TestFull(t *testing.T) {
 		s.send(0, 10)
 		if open {
 			s.arrives(3, 4, 5, 6, 7, 8, 9)
+		} else {
+			s.handled(10)
 		}
 		s.nothing()
 		packets, end := s.run(q)
@@ -314,6 +338,7 @@ func TestOverrun(t *testing.T) {
 	q := s.open(Config{FailOpen: true, ReadBuffer: 1}) // the kernel makes it 2,304 octets
 	const count = 50
 	s.send(0, count)
+	s.handled(count)
 	lost := int(q.Counts().Overruns)
 	if lost == 0 || lost == count {
 		t.Fatalf("%d of %d packets were lost: not what is to be tested", lost, count)

@@ -18,7 +18,8 @@ func spin() {
 	fmt.Println("ready")
 	for range 8 {
 		go func() {
-			for {
+			for work := 0; ; {
+				work++
 			}
 		}()
 	}

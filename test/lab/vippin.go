@@ -157,8 +157,19 @@ func (l *Lab) vippinCommand(args ...string) ([]string, error) {
 	return append(hide, args...), nil
 }
 
-// mountBPFFS does what vippin would do, where it is missing.
+// mountBPFFS does what vippin would do, where it is missing, and not twice.
 func mountBPFFS() error {
+	root, err := os.Open(bpfRoot)
+	if err != nil {
+		return nil // vippin will say what is wrong
+	}
+	defer root.Close() // and the lock goes, which vippin takes, too
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(root.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", bpfRoot, err)
+	}
 	var there unix.Statfs_t
 	if err := unix.Statfs(bpfRoot, &there); err != nil || there.Type == unix.BPF_FS_MAGIC {
 		return nil // vippin will say what is wrong
