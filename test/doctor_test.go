@@ -36,7 +36,7 @@ func (s *scene) wantHealthy(routers ...*lab.Router) {
 		findings := s.doctor(r)
 		if !doctor.Healthy(findings) {
 			s.t.Logf("%s: doctor said %+v", r.Name, findings)
-			time.Sleep(10 * advertInterval)
+			time.Sleep(20 * advertInterval) // doctor believes in an advert for 3, and a second
 			findings = s.doctor(r)
 		}
 		for _, f := range findings {
